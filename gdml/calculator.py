@@ -1,0 +1,67 @@
+"""The force field as an ASE calculator."""
+
+import warnings
+from pathlib import Path
+
+from ase.calculators.calculator import Calculator, all_changes
+
+from .errors import ExtrapolationWarning
+from .force_field import Excess, ForceField, load
+
+
+class GDMLCalculator(Calculator):
+    """ASE calculator for a force field.
+
+    Parameters
+    ----------
+    force_field : ForceField or path
+    warn_outside : bool
+        Whether to warn, once, when a geometry leaves the region of the training
+        data (see `ForceField.outside`).
+
+    Attributes
+    ----------
+    n_outside : int
+        How many of the geometries so far were outside of that region.
+
+    Raises
+    ------
+    ModelMismatchError
+        On calculation, for atoms of another composition or order.
+
+    Warns
+    -----
+    ExtrapolationWarning
+    """
+
+    implemented_properties = ["energy", "free_energy", "forces"]
+
+    def __init__(self, force_field: ForceField | str | Path, *, warn_outside: bool = True, **kwargs):
+        super().__init__(**kwargs)
+        self.force_field = force_field if isinstance(force_field, ForceField) else load(force_field)
+        self.warn_outside = warn_outside
+        self.n_outside = 0
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        """Fill `results` with energy and free_energy (eV) and forces (eV/Å)."""
+        super().calculate(atoms, properties, system_changes)
+        self.force_field.check_atoms(self.atoms.numbers)
+        positions = self.atoms.positions
+        energy, forces, _ = self.force_field.predict(positions)
+        self.results = {"energy": energy, "free_energy": energy, "forces": forces}
+        excess = self.force_field.outside(positions)
+        if excess:
+            self.n_outside += 1
+            if self.warn_outside and self.n_outside == 1:
+                warnings.warn(_describe(excess, self.atoms), ExtrapolationWarning, stacklevel=2)
+
+
+def _describe(excess: list[Excess], atoms) -> str:
+    worst = excess[0]
+    i, j = worst.atoms
+    more = f" and {len(excess) - 1} more pairs" if len(excess) > 1 else ""
+    return (
+        f"the geometry is outside the region of the training data: {atoms.symbols[i]}{i} and {atoms.symbols[j]}{j} "
+        f"are {worst.distance:.3f} Å apart, in training {worst.shortest:.3f} to {worst.longest:.3f} Å{more}; "
+        "forces there are extrapolated (further such geometries are counted in n_outside)"
+    )

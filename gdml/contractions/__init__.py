@@ -1,0 +1,5 @@
+"""Ways to evaluate the one contraction."""
+
+from .gemm import GemmContraction
+
+__all__ = ["GemmContraction"]

@@ -1,0 +1,107 @@
+"""Powers of the inverse distances between all pairs of atoms."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import FitError
+from ..geometry import pair_indices, pair_permutation
+from ..symmetry import PermutationGroup
+
+
+@dataclass(frozen=True)
+class PairFeatures:
+    """Descriptors of M geometries, with their Jacobians in pair form.
+
+    Entry k of a descriptor depends on the two atoms of pair k alone, and
+    through their difference: its gradient is `slopes[:, k]` on the first and
+    the negative of that on the second.
+
+    Attributes
+    ----------
+    x : (M, D) tensor
+    slopes : (M, D, 3) tensor
+    first, second : (D,) int tensors
+    n_atoms : int
+    """
+
+    x: Tensor
+    slopes: Tensor
+    first: Tensor
+    second: Tensor
+    n_atoms: int
+
+    def jvp(self, displacements: Tensor) -> Tensor:
+        """J v: change (M, D) of the descriptors under displacements (M, N, 3) of the atoms."""
+        difference = displacements[:, self.first] - displacements[:, self.second]
+        return torch.linalg.vecdot(self.slopes, difference)
+
+    def vjp(self, cotangents: Tensor) -> Tensor:
+        """Jᵀ g: gradient (M, N, 3) on the atoms from a gradient (M, D) on the descriptors."""
+        terms = self.slopes * cotangents[..., None]
+        result = terms.new_zeros(len(terms), self.n_atoms, 3)
+        return result.index_add_(1, self.first, terms).index_add_(1, self.second, terms, alpha=-1)
+
+    def jacobian(self) -> Tensor:
+        """J itself, (M, D, 3N)."""
+        n_frames, size, _ = self.slopes.shape
+        result = self.slopes.new_zeros(n_frames, size, self.n_atoms, 3)
+        pairs = torch.arange(size)
+        result[:, pairs, self.first] = self.slopes
+        result[:, pairs, self.second] = -self.slopes
+        return result.reshape(n_frames, size, 3 * self.n_atoms)
+
+
+@dataclass(frozen=True)
+class InverseDistances:
+    r"""x_k = |r_i - r_j|^{-p} over all pairs k = (i, j) of atoms.
+
+    Source: Chmiela et al., Sci. Adv. 3, e1603015 (2017), for p = 1.
+
+    Parameters
+    ----------
+    n_atoms : int
+        N, at least 2.
+    power : float
+        p; positive.
+    """
+
+    n_atoms: int
+    power: float = 1.0
+
+    name = "inverse-distances"
+
+    def __post_init__(self):
+        if self.n_atoms < 2:
+            raise FitError("a single atom has no distances and so no forces to learn")
+        if not self.power > 0:
+            raise FitError(f"the power of the inverse distances must be positive, not {self.power}")
+
+    @property
+    def size(self) -> int:
+        """Length D of a descriptor."""
+        return self.n_atoms * (self.n_atoms - 1) // 2
+
+    def evaluate(self, positions: Tensor) -> PairFeatures:
+        """Descriptors and Jacobians at positions (M, N, 3), Å."""
+        first, second = (torch.as_tensor(np.array(i)) for i in pair_indices(self.n_atoms))
+        difference = positions[:, first] - positions[:, second]
+        squared = torch.linalg.vecdot(difference, difference)
+        x = squared.pow(-0.5 * self.power)
+        slopes = difference * (-self.power * x / squared)[..., None]
+        return PairFeatures(x, slopes, first, second, self.n_atoms)
+
+    def permutations(self, group: PermutationGroup) -> np.ndarray:
+        """Action of a group on the descriptor: x(R[g]) = x(R)[..., result[g]], as (|S|, D)."""
+        return np.array([pair_permutation(p) for p in group.permutations])
+
+    def explain(self, entry: int, value: float) -> tuple[int, int, float]:
+        """What an entry of the descriptor means: its two atoms, and their distance in Å."""
+        first, second = pair_indices(self.n_atoms)
+        return int(second[entry]), int(first[entry]), float(value ** (-1.0 / self.power))
+
+    def recipe(self) -> dict[str, float]:
+        """What a model file needs to make this descriptor again, besides the number of atoms."""
+        return {"name": self.name, "power": self.power}

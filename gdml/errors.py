@@ -1,0 +1,93 @@
+"""Every error and warning that this package raises on purpose.
+
+Messages say what was found, where, and what to do. Each error class carries
+the exit code with which the command line ends on it.
+"""
+
+from collections.abc import Sequence
+
+
+class GDMLError(Exception):
+    """Base class of all errors of this package."""
+
+    exit_code = 1
+
+
+class DataError(GDMLError, ValueError):
+    """Reference data that cannot be used as they are."""
+
+    exit_code = 3
+
+
+class FormatError(DataError):
+    """A file that is truncated, of a foreign format, or holds pickled objects."""
+
+
+class SymmetryError(GDMLError, ValueError):
+    """Permutations that form no group, or a group that does not fit the atoms."""
+
+    exit_code = 3
+
+
+class ModelMismatchError(GDMLError, ValueError):
+    """A force field applied to atoms that it was not trained for."""
+
+    exit_code = 3
+
+
+class FitError(GDMLError, RuntimeError):
+    """A training system that cannot be solved."""
+
+    exit_code = 4
+
+
+class NotPositiveDefiniteError(FitError):
+    """A kernel matrix whose Cholesky factorisation breaks down."""
+
+
+class MemoryBudgetError(FitError, MemoryError):
+    """A job that would need more memory than there is; found before it starts."""
+
+
+class DynamicsError(GDMLError, RuntimeError):
+    """Molecular dynamics that left every meaningful region."""
+
+    exit_code = 4
+
+
+class OutputError(GDMLError, OSError):
+    """A place that cannot be written to; found before the work, not after."""
+
+    exit_code = 5
+
+
+class MissingExtraError(GDMLError, ImportError):
+    """An optional dependency that is not installed."""
+
+    exit_code = 6
+
+    def __init__(self, package: str, purpose: str, extra: str):
+        super().__init__(f"{purpose} needs {package}; install it with: pip install 'gdml[{extra}]'")
+
+
+class GDMLWarning(UserWarning):
+    """Base class of all warnings of this package."""
+
+
+class DataWarning(GDMLWarning):
+    """Reference data that were accepted under an assumption that may be wrong."""
+
+
+class EnergyWarning(GDMLWarning):
+    """Energies that do not agree with the integrated forces."""
+
+
+class ExtrapolationWarning(GDMLWarning):
+    """A geometry outside the region of the training data."""
+
+
+def name_frames(frames: Sequence[int], most: int = 5) -> str:
+    """'frame 3', or 'frames 1, 2, 7 and 12 more', for messages."""
+    shown = ", ".join(str(int(f)) for f in frames[:most])
+    rest = f" and {len(frames) - most} more" if len(frames) > most else ""
+    return f"frame{'s' if len(frames) > 1 else ''} {shown}{rest}"

@@ -1,0 +1,329 @@
+"""A trained force field: prediction, and its file."""
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+from ase.formula import Formula
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from .contractions import GemmContraction
+from .descriptors import InverseDistances
+from .errors import DataError, FormatError, ModelMismatchError
+from .kernels import RadialKernel, kernel_by_name
+from .npz import Archive, read_archive, write_archive
+from .sgdml_models import from_sgdml, is_sgdml_model, to_sgdml
+from .symmetry import PermutationGroup
+
+FORMAT = "gdml-force-field"
+SCHEMA = 1
+MAX_FRAMES = 4096  # geometries whose descriptors are held at a time
+
+
+class Prediction(NamedTuple):
+    """Energies, and their negative gradients, of one geometry or of M.
+
+    Attributes
+    ----------
+    energy : float or (M,) array, eV
+    forces : (N, 3) or (M, N, 3) array, eV/Å
+    stress : None
+        For periodic systems only.
+    """
+
+    energy: float | np.ndarray
+    forces: np.ndarray
+    stress: np.ndarray | None = None
+
+
+class Excess(NamedTuple):
+    """A pair of atoms outside the range of its distances in the training data."""
+
+    atoms: tuple[int, int]
+    distance: float
+    shortest: float
+    longest: float
+
+
+@dataclass(frozen=True, eq=False)
+class ForceField:
+    r"""A symmetrised gradient-domain kernel force field.
+
+    .. math::
+
+       E(R) = E_0 + \sum_j \sum_{s \in S} \left[ c_j \, k(|x - s y_j|)
+              + w_j \cdot \partial_y k(|x - s y_j|) \right], \quad x = \phi(R)
+
+    Source: Chmiela et al., Nat. Commun. 9, 3887 (2018).
+
+    Parameters
+    ----------
+    numbers : (N,) int array
+    descriptor : InverseDistances
+        φ.
+    group : PermutationGroup
+        S.
+    kernel : RadialKernel
+        k.
+    y : (n, D) array
+        Descriptors of the training geometries.
+    c : (n,) array or None
+        Coefficients of energies; None if only forces were trained on.
+    w : (n, D) array
+        Coefficients of forces, in descriptor space.
+    offset : float
+        E_0, eV.
+    details : dict
+        Where the force field comes from: name, n_train, noise, fingerprint of
+        the training data, whether energies are "absolute" or "relative", errors.
+    """
+
+    numbers: np.ndarray
+    descriptor: InverseDistances
+    group: PermutationGroup
+    kernel: RadialKernel
+    y: np.ndarray
+    c: np.ndarray | None
+    w: np.ndarray
+    offset: float = 0.0
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def symmetry(self) -> PermutationGroup:
+        """The group of permutations of atoms; its size is ``symmetry.order``."""
+        return self.group
+
+    @property
+    def length_scale(self) -> float:
+        return self.kernel.length_scale
+
+    @property
+    def formula(self) -> str:
+        return Formula.from_list([chemical_symbols[z] for z in self.numbers]).format("hill")
+
+    @property
+    def energies_are_relative(self) -> bool:
+        """Whether energies are known up to a constant only, for want of energy labels."""
+        return self.details.get("energies") == "relative"
+
+    @cached_property
+    def _action(self) -> np.ndarray:
+        return self.descriptor.permutations(self.group)
+
+    @cached_property
+    def _jets(self):
+        contraction = GemmContraction(self.kernel, torch.tensor(self.y), self._action)
+        return contraction.bind(None if self.c is None else torch.tensor(self.c), torch.tensor(self.w))
+
+    def predict(self, positions: ArrayLike) -> Prediction:
+        """Energy and forces of one geometry or of a batch.
+
+        Parameters
+        ----------
+        positions : (N, 3) or (M, N, 3) array or tensor, Å
+
+        Returns
+        -------
+        Prediction
+            Arrays, or tensors if positions are a tensor.
+
+        Raises
+        ------
+        DataError
+            If the shape does not fit, or a position is not finite.
+        """
+        given = _tensor(positions)
+        n_atoms = len(self.numbers)
+        if given.ndim not in (2, 3) or given.shape[-2:] != (n_atoms, 3):
+            raise DataError(
+                f"positions must have the shape ({n_atoms}, 3) or (M, {n_atoms}, 3) for {self.formula}, "
+                f"not {tuple(given.shape)}"
+            )
+        if not bool(given.isfinite().all()):
+            raise DataError("positions contain NaN or infinite values")
+        batch = given.reshape(-1, n_atoms, 3)
+        parts = [self._predict(part) for part in batch.split(MAX_FRAMES)]
+        energy, forces = (torch.cat(p) if len(parts) > 1 else p[0] for p in zip(*parts, strict=True))
+        if isinstance(positions, Tensor):
+            return Prediction(energy.reshape(given.shape[:-2]), forces.view_as(given))
+        if given.ndim == 2:
+            return Prediction(float(energy), forces[0].numpy())
+        return Prediction(energy.numpy(), forces.numpy())
+
+    def _predict(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.descriptor.evaluate(positions)
+        e, g = self._jets(features.x)
+        return e + self.offset, features.vjp(-g)
+
+    @cached_property
+    def _region(self) -> tuple[np.ndarray, np.ndarray]:
+        """Range of each descriptor entry over the training geometries and the group."""
+        low = self.y.min(0)[self._action].min(0)
+        high = self.y.max(0)[self._action].max(0)
+        margin = 0.5 * (high - low)
+        return low - margin, high + margin
+
+    def outside(self, positions: ArrayLike) -> list[Excess]:
+        """Pairs of atoms that are far out of the range of the training data.
+
+        The range of each pair, over all training geometries and symmetric
+        copies, is widened by half of its width on both sides (in the
+        descriptor). What is outside is extrapolated, and not to be trusted.
+
+        Parameters
+        ----------
+        positions : (N, 3) array, Å
+
+        Returns
+        -------
+        list of Excess
+            Empty where all is well; worst first.
+        """
+        x = self.descriptor.evaluate(_tensor(positions)[None]).x[0].numpy()
+        low, high = self._region
+        excess = np.maximum(low - x, x - high)
+        if excess.max() <= 0:
+            return []
+        worst = np.argsort(-excess / (high - low + 1e-12))
+        return [self._excess(int(k), x[k]) for k in worst if excess[k] > 0]
+
+    def _excess(self, entry: int, value: float) -> Excess:
+        low, high = self._region
+        margin = (high[entry] - low[entry]) / 4
+        ends = (self.descriptor.explain(entry, v)[2] for v in (high[entry] - margin, low[entry] + margin))
+        first, second, distance = self.descriptor.explain(entry, value)
+        return Excess((first, second), distance, *ends)
+
+    def check_atoms(self, numbers: ArrayLike) -> None:
+        """Raise unless these are the atoms the force field was trained for, in its order.
+
+        Raises
+        ------
+        ModelMismatchError
+        """
+        numbers = np.asarray(numbers)
+        if np.array_equal(numbers, self.numbers):
+            return
+        if np.array_equal(np.sort(numbers), np.sort(self.numbers)):
+            where = int(np.flatnonzero(numbers != self.numbers)[0])
+            raise ModelMismatchError(
+                f"the atoms are in another order than in training: index {where} is "
+                f"{chemical_symbols[numbers[where]]}, expected {chemical_symbols[self.numbers[where]]} "
+                f"(the order is {' '.join(chemical_symbols[z] for z in self.numbers)})"
+            )
+        found = Formula.from_list([chemical_symbols[z] for z in numbers]).format("hill")
+        raise ModelMismatchError(f"this force field is for {self.formula}, the atoms are {found}")
+
+    def save(self, path: str | Path, *, format: str = "gdml") -> None:
+        """Write the force field to a ``.npz`` file without pickled objects.
+
+        Parameters
+        ----------
+        path : path
+        format : {"gdml", "sgdml"}
+            With "sgdml", a model file for version 1.0.3 of the sGDML package.
+
+        Raises
+        ------
+        OutputError
+            If the place cannot be written to.
+        ModelMismatchError
+            If the sGDML package cannot express this force field.
+        """
+        if format not in ("gdml", "sgdml"):
+            raise DataError(f"the format is 'gdml' or 'sgdml', not {format!r}")
+        write_archive(path, self._fields() if format == "gdml" else self._sgdml_fields())
+
+    def _fields(self) -> dict[str, np.ndarray]:
+        recipe = {
+            "descriptor": self.descriptor.recipe(),
+            "kernel": {"name": self.kernel.name, "length_scale": self.kernel.length_scale},
+            "details": self.details,
+        }
+        fields = {
+            "format": FORMAT,
+            "schema": SCHEMA,
+            "energy_unit": "eV",
+            "length_unit": "Ang",
+            "recipe": json.dumps(recipe),
+            "numbers": self.numbers,
+            "permutations": self.group.permutations,
+            "references": self.y,
+            "force_coefficients": self.w,
+            "offset": self.offset,
+        }
+        if self.c is not None:
+            fields["energy_coefficients"] = self.c
+        return {name: np.asarray(value) for name, value in fields.items()}
+
+    def _sgdml_fields(self) -> dict[str, np.ndarray]:
+        if self.kernel.name != "matern52" or self.descriptor.power != 1.0:
+            raise ModelMismatchError(
+                "the sGDML package knows the Matérn-5/2 kernel and inverse distances with power 1 only, "
+                f"this force field has {self.kernel.name} and power {self.descriptor.power:g}"
+            )
+        return to_sgdml(
+            self.numbers, self.group, self.length_scale, self.y, self.c, self.w, self.offset, self.details
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"ForceField({self.formula}, {len(self.y)} training geometries, "
+            f"symmetry of order {self.group.order}, length_scale={self.length_scale:g})"
+        )
+
+
+def _tensor(positions: ArrayLike) -> Tensor:
+    """Positions as a tensor in double precision; arrays are copied, tensors are not."""
+    if isinstance(positions, Tensor):
+        return positions.to(torch.float64)
+    return torch.tensor(np.asarray(positions, dtype=float))
+
+
+def load(path: str | Path) -> ForceField:
+    """Read a force field: a file of this package, or of any version of the sGDML package.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    FormatError
+        If it is another kind of file, cut short, or of a later version.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    archive = read_archive(path)
+    if is_sgdml_model(archive):
+        return _from_sgdml(archive)
+    if archive.text("format") != FORMAT:
+        known = ", ".join(sorted(archive)[:8])
+        raise FormatError(f"{path}: this is no force field; the file has the fields {known}")
+    if int(archive["schema"]) > SCHEMA:
+        raise FormatError(f"{path}: written by a later version (schema {archive['schema']}); update gdml")
+    recipe = json.loads(archive.text("recipe"))
+    numbers = archive["numbers"]
+    if recipe["descriptor"]["name"] != InverseDistances.name:
+        raise FormatError(f"{path}: unknown descriptor {recipe['descriptor']['name']!r}; update gdml")
+    return ForceField(
+        numbers=numbers,
+        descriptor=InverseDistances(len(numbers), recipe["descriptor"]["power"]),
+        group=PermutationGroup(archive["permutations"]),
+        kernel=kernel_by_name(recipe["kernel"]["name"])(recipe["kernel"]["length_scale"]),
+        y=archive["references"],
+        c=archive.get("energy_coefficients"),
+        w=archive["force_coefficients"],
+        offset=float(archive["offset"]),
+        details=recipe["details"],
+    )
+
+
+def _from_sgdml(archive: Archive) -> ForceField:
+    parts = from_sgdml(archive)
+    kernel = kernel_by_name("matern52")(parts.pop("length_scale"))
+    return ForceField(descriptor=InverseDistances(len(parts["numbers"])), kernel=kernel, **parts)

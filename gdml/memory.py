@@ -1,0 +1,61 @@
+"""How much memory there is, and how much a job takes."""
+
+import os
+from pathlib import Path
+
+from .errors import MemoryBudgetError
+
+
+def available_memory() -> int:
+    """Bytes that can be allocated now without swapping; half of the machine's where unknown."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def closed_form_bytes(n_frames: int, n_labels: int, size: int, order: int) -> int:
+    """Peak memory of assembly and solution in closed form.
+
+    Parameters
+    ----------
+    n_frames : int
+        Geometries n.
+    n_labels : int
+        Labels of each, L.
+    size, order : int
+        Length D of a descriptor; |S|.
+
+    Returns
+    -------
+    int
+        8 [ (nL)² + 2 n D L + 3 n |S| L + 2 |S| D L ]: the matrix, the labels'
+        duals, and one column of blocks with its intermediates.
+    """
+    matrix = (n_frames * n_labels) ** 2
+    duals = 2 * n_frames * size * n_labels
+    column = 3 * n_frames * order * n_labels + 2 * order * size * n_labels
+    return 8 * (matrix + duals + column)
+
+
+def check_closed_form(n_frames: int, n_labels: int, size: int, order: int, budget: int | None = None) -> int:
+    """The predicted peak memory in bytes, if it fits.
+
+    Raises
+    ------
+    MemoryBudgetError
+        If it does not; the message says how many geometries would.
+    """
+    budget = available_memory() if budget is None else budget
+    needed = closed_form_bytes(n_frames, n_labels, size, order)
+    if needed <= budget:
+        return needed
+    fits = n_frames
+    while fits > 1 and closed_form_bytes(fits, n_labels, size, order) > budget:
+        fits = min(fits - 1, int(fits * (budget / closed_form_bytes(fits, n_labels, size, order)) ** 0.5) + 1)
+    raise MemoryBudgetError(
+        f"{n_frames} geometries with {n_labels} labels each need {needed / 1e9:.1f} GB in closed form, "
+        f"and {budget / 1e9:.1f} GB are available; {fits} geometries would fit"
+    )

@@ -1,0 +1,75 @@
+"""How well a force field predicts held-out geometries."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from .dataset import Dataset
+from .errors import DataError
+from .force_field import ForceField, Prediction
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Errors over a dataset; mean absolute (MAE) and root mean square (RMSE).
+
+    Attributes
+    ----------
+    n_frames : int
+    forces_mae, forces_rmse : float or None, eV/Å
+        Over components.
+    energy_mae, energy_rmse : float or None, eV
+        Of the whole molecule.
+    energies_are_relative : bool
+        Whether the mean difference of the energies was removed first.
+    """
+
+    n_frames: int
+    forces_mae: float | None
+    forces_rmse: float | None
+    energy_mae: float | None
+    energy_rmse: float | None
+    energies_are_relative: bool = False
+
+    def to_dict(self) -> dict[str, float | int | bool | None]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        parts = [f"{self.n_frames} geometries"]
+        if self.forces_mae is not None:
+            parts.append(f"forces MAE {1e3 * self.forces_mae:.2f} RMSE {1e3 * self.forces_rmse:.2f} meV/Å")
+        if self.energy_mae is not None:
+            relative = ", relative" if self.energies_are_relative else ""
+            parts.append(f"energy MAE {1e3 * self.energy_mae:.2f} RMSE {1e3 * self.energy_rmse:.2f} meV{relative}")
+        return "; ".join(parts)
+
+
+def evaluate(force_field: ForceField, dataset: Dataset) -> Metrics:
+    """Errors of a force field over a dataset.
+
+    Raises
+    ------
+    ModelMismatchError
+        If the dataset has other atoms.
+    DataError
+        If it has no labels.
+    """
+    force_field.check_atoms(dataset.numbers)
+    return compare(force_field.predict(dataset.positions), dataset, force_field.energies_are_relative)
+
+
+def compare(prediction: Prediction, dataset: Dataset, relative: bool = False) -> Metrics:
+    """Errors of a prediction for the geometries of a dataset."""
+    if dataset.forces is None and dataset.energy is None:
+        raise DataError(f"{dataset.name or 'the dataset'} has no labels to compare with")
+    forces_mae = forces_rmse = energy_mae = energy_rmse = None
+    if dataset.forces is not None:
+        forces_mae, forces_rmse = _errors(prediction.forces - dataset.forces)
+    if dataset.energy is not None:
+        difference = prediction.energy - dataset.energy
+        energy_mae, energy_rmse = _errors(difference - difference.mean() if relative else difference)
+    return Metrics(len(dataset), forces_mae, forces_rmse, energy_mae, energy_rmse, relative)
+
+
+def _errors(difference: np.ndarray) -> tuple[float, float]:
+    return float(np.abs(difference).mean()), float(np.sqrt((difference**2).mean()))

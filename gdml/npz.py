@@ -1,0 +1,111 @@
+"""Reading and writing ``.npz`` archives without ever unpickling anything."""
+
+import os
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from .errors import FormatError, OutputError
+
+
+class Archive(dict):
+    """The plain arrays of an archive, and the names of the fields that are pickled.
+
+    Asking for a field that is not there says which file lacks it.
+    """
+
+    def __init__(self, path: Path, fields: dict, pickled: frozenset[str]):
+        super().__init__(fields)
+        self.path = path
+        self.pickled = pickled
+
+    def __missing__(self, name: str):
+        if name in self.pickled:
+            raise FormatError(
+                f"{self.path}: field {name!r} is a pickled object, which could run any code on "
+                "loading and is refused; store it as a plain array"
+            )
+        raise FormatError(
+            f"{self.path}: there is no field {name!r}; the file has {', '.join(sorted(self)) or 'none'}"
+        )
+
+    def text(self, name: str, default: str | None = None) -> str | None:
+        """A scalar field as text, or `default` where the field is absent."""
+        if name not in self:
+            return default
+        value = self[name].item()
+        return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def read_archive(path: str | Path) -> Archive:
+    """All plain fields of a ``.npz`` file.
+
+    Raises
+    ------
+    FormatError
+        For a file that is no archive, or is cut short.
+    """
+    path = Path(path)
+    fields, pickled = {}, set()
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise FormatError(f"{path}: this is a single array, not an .npz archive")
+            for name in archive.files:
+                if _is_pickled(archive, name):
+                    pickled.add(name)
+                else:
+                    fields[name] = archive[name]
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+        if isinstance(error, (FileNotFoundError, FormatError)):
+            raise
+        raise FormatError(
+            f"{path}: not a readable .npz archive; it is cut short, or another kind of file ({error})"
+        ) from error
+    return Archive(path, fields, frozenset(pickled))
+
+
+def _is_pickled(archive: np.lib.npyio.NpzFile, name: str) -> bool:
+    """Whether a member holds Python objects, judged by its header alone."""
+    with archive.zip.open(f"{name}.npy") as member:
+        version = np.lib.format.read_magic(member)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        return read_header is not None and read_header(member)[2].hasobject
+
+
+def check_writable(path: str | Path) -> Path:
+    """The path, if a file can be written there; to be asked before the work.
+
+    Raises
+    ------
+    OutputError
+        If the folder is missing, or not writable, or the path is a folder.
+    """
+    path = Path(path)
+    folder = path.parent
+    if not folder.is_dir():
+        raise OutputError(f"{path}: the folder {folder} does not exist; create it first")
+    if path.is_dir():
+        raise OutputError(f"{path}: this is a folder; give the name of a file")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise OutputError(f"{path}: no permission to write there; choose another place")
+    return path
+
+
+def write_archive(path: str | Path, fields: dict[str, np.ndarray]) -> None:
+    """Write arrays to a ``.npz`` file; at no moment is there half a file."""
+    path = check_writable(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(partial, "wb") as file:
+            np.savez_compressed(file, **fields)
+        os.replace(partial, path)
+    except OSError as error:
+        raise OutputError(f"{path}: writing failed ({error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
