@@ -23,8 +23,6 @@ from .symmetry import PermutationGroup, molecular_group
 DEFAULT_NOISE = 1e-10
 # Trainings that only judge a length scale use at most this many unknowns.
 MAX_SEARCH_UNKNOWNS = 6000
-# First guess of the length scale, in units of the spread of the descriptors.
-START = 32.0
 
 
 def fit(
@@ -183,15 +181,8 @@ def _search(plan: _Plan, dataset: Dataset, validation: Dataset | None, progress:
     spread = float(_features(plan, training).x.std(0).norm())
     with warnings.catch_warnings(), progress_bar("length scale", progress) as bar:
         warnings.simplefilter("ignore", EnergyWarning)  # said once, by the final training
-        done = []
-
-        def report(length_scale: float, error: float) -> None:
-            done.append(length_scale)
-            if bar:
-                bar(len(done), max(8, len(done)))
-
         return choose_length_scale(
-            lambda scale: _train(plan, training, scale, False), validation, START * spread, report=report
+            lambda scale: _train(plan, training, scale, False), validation, spread, progress=bar
         )
 
 
@@ -261,7 +252,7 @@ def _constant(integrated: np.ndarray, dataset: Dataset) -> float:
         )
     error = np.abs(difference - constant)
     typical = np.median(error)
-    if error.mean() > 0.1 * spread:
+    if error.mean() > 0.25 * spread:
         worst = np.argsort(-error)
         warnings.warn(
             f"energies disagree with the integrated forces by {1e3 * error.mean():.3g} meV on average, where they "

@@ -9,6 +9,7 @@ from .force_field import ForceField
 from .metrics import evaluate
 
 MIN_FRAMES = 5  # below this nothing can be held out
+GRID = (8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)  # length scales, in units of the spread
 
 
 def hold_out(dataset: Dataset, most: int = 200) -> tuple[Dataset, Dataset]:
@@ -39,26 +40,25 @@ def hold_out(dataset: Dataset, most: int = 200) -> tuple[Dataset, Dataset]:
 def choose_length_scale(
     train: Callable[[float], ForceField],
     validation: Dataset,
-    start: float,
+    spread: float,
     *,
-    refine: int = 2,
-    report: Callable[[float, float], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> float:
     """The length scale with the smallest force error (RMSE) on held-out geometries.
 
-    Doubles or halves from `start` until the error rises on both sides, then
-    halves the step in the logarithm `refine` times. The error is a smooth curve
-    with one minimum in practice, so that eight trainings do the work of a grid.
+    Tries 8 to 512 times the spread of the descriptors in steps of two, then half
+    a step to both sides of the best. The error often has a plateau, and with few
+    geometries two minima, so that a descent from one guess would not do.
 
     Parameters
     ----------
     train : callable
         From a length scale to a force field.
     validation : Dataset
-    start : float
-        First guess, in units of the descriptor.
-    refine : int
-    report : callable(length_scale, error), optional
+    spread : float
+        Root mean square distance of the training geometries from their mean, in
+        the descriptor.
+    progress : callable(done, total), optional
 
     Returns
     -------
@@ -71,36 +71,23 @@ def choose_length_scale(
     """
     errors: dict[float, float] = {}
 
-    def error(length_scale: float) -> float:
-        if length_scale not in errors:
-            try:
-                errors[length_scale] = evaluate(train(length_scale), validation).forces_rmse
-            except FitError:  # too long: the matrix is singular to working precision
-                errors[length_scale] = math.inf
-            if report:
-                report(length_scale, errors[length_scale])
-        return errors[length_scale]
+    def judge(length_scale: float) -> None:
+        try:
+            errors[length_scale] = evaluate(train(length_scale), validation).forces_rmse
+        except FitError:  # too long: the matrix is singular to working precision
+            errors[length_scale] = math.inf
+        if progress:
+            progress(len(errors), len(GRID) + 2)
 
-    best, step = start, 2.0
-    error(best)
-    for _ in range(refine + 1):
-        best = _descend(error, best, step)
-        step = math.sqrt(step)
+    for multiple in GRID:
+        judge(multiple * spread)
+    best = min(errors, key=errors.get)
+    for step in (math.sqrt(0.5), math.sqrt(2.0)):
+        judge(best * step)
+    best = min(errors, key=errors.get)
     if not math.isfinite(errors[best]):
         raise FitError(
             f"no length scale between {min(errors):.3g} and {max(errors):.3g} gave a positive definite "
             "matrix; raise the noise, or look for geometries that are nearly equal"
         )
-    return best
-
-
-def _descend(error: Callable[[float], float], best: float, step: float, most: int = 12) -> float:
-    """Step to the neighbour (a factor `step` away) with the smaller error while there is one."""
-    for _ in range(most):
-        candidate = min((best * step, best / step), key=error)
-        if error(candidate) >= error(best):
-            if math.isfinite(error(best)):
-                return best
-            candidate = best / step  # all singular: shorter ones are better conditioned
-        best = candidate
     return best

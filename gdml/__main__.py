@@ -1,0 +1,7 @@
+"""``python -m gdml`` is the ``gdml`` command."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,323 @@
+"""The command line: arguments in, one library call, one line of figures out.
+
+Exit codes: 0 success; 1 any other error; 2 wrong usage; 3 data, symmetry or
+model that does not fit; 4 training or dynamics failed; 5 output cannot be
+written; 6 an optional package is missing; 130 interrupted.
+"""
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from . import plots
+from ._version import __version__
+from .data import ethanol
+from .dataset import Dataset, read
+from .dynamics import run_md
+from .errors import DataError, FormatError, GDMLError, GDMLWarning
+from .fit import fit
+from .force_field import ForceField, load
+from .metrics import Metrics, compare, evaluate
+from .npz import check_writable, read_archive
+from .sgdml_models import is_sgdml_model
+
+INTERRUPTED = 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    options = _parser().parse_args(arguments)
+    warnings.showwarning = _show_warning
+    try:
+        return options.command(options) or 0
+    except GDMLError as error:
+        return _fail(error, error.exit_code)
+    except FileNotFoundError as error:
+        return _fail(error, DataError.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted; no file was written or changed by this command's last step", INTERRUPTED)
+
+
+def _fail(message: object, code: int) -> int:
+    print(f"gdml: error: {message}", file=sys.stderr)
+    return code
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    if issubclass(category, GDMLWarning):
+        print(f"gdml: warning: {message}", file=sys.stderr)
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train on frames of a file, judge on others, and save."""
+    check_writable(options.output)
+    _prepare_plots(options.plot, options.learning_curve)
+    dataset = _read(options.data, options)
+    training, validation = _split(dataset, options.n_train, options.n_valid, options.seed)
+    settings = {
+        "symmetry": options.symmetry,
+        "kernel": options.kernel,
+        "length_scale": options.length_scale,
+        "noise": options.noise,
+        "use_energy": options.use_energy,
+        "progress": not options.quiet,
+    }
+    start = time.perf_counter()
+    force_field = fit(training, validation=validation, **settings)
+    seconds = time.perf_counter() - start
+    force_field.save(options.output)
+    print(f"{options.output}: {_describe(force_field)}; trained in {seconds:.1f} s")
+    if validation is not None:
+        prediction = force_field.predict(validation.positions)
+        print(f"held out: {compare(prediction, validation, force_field.energies_are_relative)}")
+        if options.plot:
+            plots.plot_parity(prediction, validation, options.plot)
+    if options.learning_curve:
+        settings |= {"length_scale": force_field.length_scale, "symmetry": force_field.group, "progress": False}
+        _learning_curve(training, validation, settings, options.learning_curve)
+
+
+def _split(
+    dataset: Dataset, n_train: int | None, n_valid: int | None, seed: int
+) -> tuple[Dataset, Dataset | None]:
+    """Training and validation frames, apart; validation may be None."""
+    if n_train is None:
+        if n_valid:
+            drawn = dataset.sample(n_valid, seed=seed)
+            return dataset[np.setdiff1d(np.arange(len(dataset)), drawn)], dataset[drawn]
+        return dataset, None
+    drawn = dataset.sample(n_train, seed=seed)
+    rest = len(dataset) - n_train
+    n_valid = min(rest, 200) if n_valid is None else n_valid
+    if not n_valid:
+        return dataset[drawn], None
+    return dataset[drawn], dataset[dataset.sample(n_valid, seed=seed, exclude=drawn)]
+
+
+def _prepare_plots(*paths: Path | None) -> None:
+    """Find out before the work whether pictures can be drawn and written."""
+    for path in filter(None, paths):
+        plots.require_matplotlib()
+        check_writable(path)
+
+
+def _learning_curve(training: Dataset, validation: Dataset | None, settings: dict, path: Path) -> None:
+    if validation is None:
+        raise DataError("a learning curve needs held-out geometries; give --n-valid")
+    n = len(training)
+    sizes = sorted({max(2, n // 8), max(2, n // 4), max(2, n // 2), n})
+    metrics: list[Metrics] = []
+    for size in sizes:
+        metrics.append(evaluate(fit(training[training.sample(size)], **settings), validation))
+        print(f"n = {size}: {metrics[-1]}")
+    plots.plot_learning_curve(sizes, metrics, path)
+
+
+def test(options: argparse.Namespace) -> None:
+    """Errors of a force field on a file of labelled geometries."""
+    _prepare_plots(options.plot)
+    force_field = load(options.model)
+    dataset = _read(options.data, options)
+    force_field.check_atoms(dataset.numbers)
+    prediction = force_field.predict(dataset.positions)
+    metrics = compare(prediction, dataset, force_field.energies_are_relative)
+    print(json.dumps(metrics.to_dict()) if options.json else metrics)
+    if options.plot:
+        plots.plot_parity(prediction, dataset, options.plot)
+
+
+def show(options: argparse.Namespace) -> None:
+    """What is in a model file or a file of geometries."""
+    if _is_model(options.file):
+        force_field = load(options.file)
+        print(_describe(force_field))
+        for key, value in force_field.details.items():
+            print(f"  {key}: {value}")
+        return
+    dataset = _read(options.file, options)
+    print(f"{len(dataset)} geometries of {dataset.formula} ({dataset.n_atoms} atoms)")
+    if dataset.energy is not None:
+        low, high, std = dataset.energy.min(), dataset.energy.max(), dataset.energy.std()
+        print(f"  energy: {low:.4f} to {high:.4f} eV, standard deviation {std:.4f} eV")
+    if dataset.forces is not None:
+        rms, most = np.sqrt((dataset.forces**2).mean()), np.abs(dataset.forces).max()
+        print(f"  forces: root mean square {rms:.3f}, largest {most:.3f} eV/Å")
+    print(f"  cell: {'none' if dataset.cell is None else f'pbc {dataset.pbc}'}")
+    print(f"  fingerprint: {dataset.fingerprint}")
+
+
+def convert(options: argparse.Namespace) -> None:
+    """Geometries to another format, or a model to or from the sGDML package's."""
+    check_writable(options.output)
+    if _is_model(options.input):
+        imported = is_sgdml_model(read_archive(options.input))
+        force_field = load(options.input)
+        force_field.save(options.output, format="gdml" if imported else "sgdml")
+        print(f"{options.output}: {_describe(force_field)}, in the format of {'gdml' if imported else 'sGDML 1.0.3'}")
+        return
+    dataset = _read(options.input, options)
+    dataset.write(options.output)
+    print(f"{options.output}: {len(dataset)} geometries of {dataset.formula}")
+
+
+def md(options: argparse.Namespace) -> None:
+    """Molecular dynamics from a structure."""
+    force_field = load(options.model)
+    atoms = read(options.structure, index=options.index).to_atoms()[0]
+    start = time.perf_counter()
+    report = run_md(
+        force_field,
+        atoms,
+        steps=options.steps,
+        temperature_K=options.temperature,
+        timestep_fs=options.timestep,
+        ensemble=options.ensemble,
+        friction_per_fs=options.friction,
+        seed=options.seed,
+        trajectory=options.output,
+        interval=options.interval,
+        progress=not options.quiet,
+    )
+    print(f"{report}; {options.steps / (time.perf_counter() - start):.0f} steps/s")
+
+
+def demo(options: argparse.Namespace) -> None:
+    """The whole job on data that come with the package."""
+    folder = options.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    data, model = folder / "ethanol.extxyz", folder / "ethanol.npz"
+    ethanol().write(data)
+    for command in (
+        ["train", str(data), "--n-train", "160", "-o", str(model)],
+        ["md", str(model), str(data), "--temperature", "500", "--steps", "1000", "-o", str(folder / "ethanol.traj")],
+        ["md", str(model), str(data), "--temperature", "300", "--steps", "1000", "--ensemble", "nve"],
+    ):
+        print("$ gdml", *command, flush=True)
+        code = main(command)
+        if code:
+            raise SystemExit(code)
+
+
+def _describe(force_field: ForceField) -> str:
+    return (
+        f"{force_field.formula}, {len(force_field.y)} training geometries, symmetry of order "
+        f"{force_field.group.order}, {force_field.kernel.name} with length scale {force_field.length_scale:.4g}"
+    )
+
+
+def _is_model(path: Path) -> bool:
+    if path.suffix != ".npz" or not path.exists():
+        return False
+    archive = read_archive(path)
+    if "format" in archive or is_sgdml_model(archive):
+        return True
+    if "R" not in archive:
+        known = ", ".join(sorted(archive)[:8])
+        raise FormatError(f"{path}: neither a model nor a dataset; the file has the fields {known or 'none'}")
+    return False
+
+
+def _read(path: Path, options: argparse.Namespace) -> Dataset:
+    return read(
+        path,
+        energy_key=options.energy_key,
+        forces_key=options.forces_key,
+        energy_unit=options.energy_unit,
+        length_unit=options.length_unit,
+    )
+
+
+def _auto_or_float(text: str) -> float | str:
+    return text if text == "auto" else float(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gdml", description="Kernel force fields from few reference geometries.")
+    parser.add_argument("--version", action="version", version=f"gdml {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    data = _data_options()
+    for add in (_add_train, _add_test, _add_show, _add_convert, _add_md, _add_demo):
+        add(commands, data)
+    return parser
+
+
+def _data_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    group = options.add_argument_group("reading geometries")
+    group.add_argument("--energy-key", metavar="KEY", help="where energies are (energy, else REF_energy)")
+    group.add_argument("--forces-key", metavar="KEY", help="where forces are (forces, else REF_forces)")
+    group.add_argument("--energy-unit", metavar="UNIT", help="eV, kcal/mol, kJ/mol, Hartree, ... (eV)")
+    group.add_argument("--length-unit", metavar="UNIT", help="Ang, Bohr or nm (Ang)")
+    return options
+
+
+def _add_train(commands, data) -> None:
+    parser = commands.add_parser("train", parents=[data], help="train a force field", description=train.__doc__)
+    parser.set_defaults(command=train)
+    parser.add_argument("data", type=Path, help="file of geometries with forces")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="MODEL", help="model file to write (.npz)")
+    parser.add_argument("--n-train", type=int, metavar="N", help="train on N frames, drawn by energy strata (all)")
+    parser.add_argument("--n-valid", type=int, metavar="N", help="hold out N other frames (200, or what is left)")
+    parser.add_argument("--length-scale", type=_auto_or_float, default="auto", metavar="L", help="1/Å, or auto")
+    parser.add_argument("--noise", type=_auto_or_float, default="auto", metavar="X", help="1e-10 by default")
+    parser.add_argument("--kernel", default="matern52", help="matern52 (default) or gaussian")
+    parser.add_argument("--symmetry", choices=("auto", "none"), default="auto", help="permutations of equal atoms")
+    parser.add_argument("--use-energy", action="store_true", help="train on energies too")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw of frames (0)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="parity plot of the held-out frames")
+    parser.add_argument("--learning-curve", type=Path, metavar="FILE", help="plot errors at n/8, n/4, n/2 and n")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
+
+
+def _add_test(commands, data) -> None:
+    parser = commands.add_parser("test", parents=[data], help="errors on other geometries", description=test.__doc__)
+    parser.set_defaults(command=test)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON (eV, Å)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="parity plot")
+
+
+def _add_show(commands, data) -> None:
+    parser = commands.add_parser("show", parents=[data], help="what is in a file", description=show.__doc__)
+    parser.set_defaults(command=show)
+    parser.add_argument("file", type=Path, help="model or geometries")
+
+
+def _add_convert(commands, data) -> None:
+    parser = commands.add_parser("convert", parents=[data], help="other file formats", description=convert.__doc__)
+    parser.set_defaults(command=convert)
+    parser.add_argument("input", type=Path)
+    parser.add_argument("output", type=Path)
+
+
+def _add_md(commands, data) -> None:
+    parser = commands.add_parser("md", help="molecular dynamics", description=md.__doc__)
+    parser.set_defaults(command=md)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("structure", type=Path, help="file with the start; its first frame unless --index is given")
+    parser.add_argument("--index", type=int, default=0, help="frame to start from (0)")
+    parser.add_argument("--temperature", type=float, required=True, metavar="K")
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--timestep", type=float, default=0.5, metavar="FS", help="fs (0.5)")
+    parser.add_argument("--ensemble", choices=("langevin", "nve"), default="langevin")
+    parser.add_argument("--friction", type=float, default=0.01, metavar="PER_FS", help="1/fs (0.01)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-o", "--output", type=Path, metavar="TRAJ", help="ASE trajectory to write")
+    parser.add_argument("--interval", type=int, default=10, help="steps between frames (10)")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
+
+
+def _add_demo(commands, data) -> None:
+    parser = commands.add_parser("demo", help="the whole job on ethanol", description=demo.__doc__)
+    parser.set_defaults(command=demo)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("demo"), help="where to write (./demo)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
