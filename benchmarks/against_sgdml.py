@@ -42,9 +42,8 @@ def prepare_environment() -> None:
 def run_sgdml(job: dict[str, np.ndarray], folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
     """Train and predict with sGDML in its environment; its timings and its predictions."""
     np.savez(folder / "job.npz", **job)
-    subprocess.run(
-        [PYTHON, HERE / "sgdml_worker.py", folder / "job.npz", folder / "out.npz"], check=True, stdout=subprocess.DEVNULL
-    )
+    command = [PYTHON, HERE / "sgdml_worker.py", folder / "job.npz", folder / "out.npz"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     with np.load(folder / "out.npz") as out:
         return json.loads(str(out["timings"])), {k: out[k] for k in ("energy", "forces")}
 
@@ -128,9 +127,7 @@ def _medians(runs: list[dict[str, float]]) -> dict[str, float]:
 def main() -> None:
     prepare_environment()
     settings = {"length_scale": LENGTH_SCALE, "noise": NOISE, "rounds": ROUNDS}
-    write_result(
-        "against_sgdml", {**settings, "cases": {name: run_case(*files) for name, files in CASES.items()}}
-    )
+    write_result("against_sgdml", {**settings, "cases": {name: run_case(*files) for name, files in CASES.items()}})
 
 
 if __name__ == "__main__":

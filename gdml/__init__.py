@@ -13,12 +13,10 @@ from .calculator import GDMLCalculator
 from .dataset import Dataset, read
 from .descriptors import InverseDistances
 from .errors import GDMLError, GDMLWarning
-from .fit import fit
 from .force_field import ForceField, Prediction, load
 from .metrics import Metrics, evaluate
 from .symmetry import PermutationGroup, molecular_group
-
-
+from .training import fit
 
 __all__ = [
     "Dataset",

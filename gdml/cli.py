@@ -20,11 +20,11 @@ from .data import ethanol
 from .dataset import Dataset, read
 from .dynamics import run_md
 from .errors import DataError, FormatError, GDMLError, GDMLWarning
-from .fit import fit
 from .force_field import ForceField, load
 from .metrics import Metrics, compare, evaluate
 from .npz import check_writable, read_archive
 from .sgdml_models import is_sgdml_model
+from .training import fit
 
 INTERRUPTED = 130
 
@@ -32,9 +32,12 @@ INTERRUPTED = 130
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; its exit code."""
     options = _parser().parse_args(arguments)
-    warnings.showwarning = _show_warning
     try:
-        return options.command(options) or 0
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            warnings.simplefilter("default", GDMLWarning)
+            options.command(options)
+        return 0
     except GDMLError as error:
         return _fail(error, error.exit_code)
     except FileNotFoundError as error:
@@ -82,9 +85,7 @@ def train(options: argparse.Namespace) -> None:
         _learning_curve(training, validation, settings, options.learning_curve)
 
 
-def _split(
-    dataset: Dataset, n_train: int | None, n_valid: int | None, seed: int
-) -> tuple[Dataset, Dataset | None]:
+def _split(dataset: Dataset, n_train: int | None, n_valid: int | None, seed: int) -> tuple[Dataset, Dataset | None]:
     """Training and validation frames, apart; validation may be None."""
     if n_train is None:
         if n_valid:

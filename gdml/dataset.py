@@ -58,6 +58,8 @@ class Dataset:
         if positions.ndim != 3 or positions.shape[2] != 3:
             raise DataError(f"positions must have the shape (frames, atoms, 3), not {positions.shape}")
         n_frames, n_atoms = positions.shape[:2]
+        if n_frames == 0:
+            raise DataError("a dataset needs at least one geometry, and there is none")
         shapes = {
             "positions": (n_frames, n_atoms, 3),
             "energy": (n_frames,),
@@ -84,22 +86,22 @@ class Dataset:
         finite = np.isfinite(values).reshape(len(values), -1).all(1)
         if not finite.all():
             raise DataError(
-                f"{field} of {name_frames(np.flatnonzero(~finite))} is NaN or infinite; remove such frames or compute them again"
+                f"{field} of {name_frames(np.flatnonzero(~finite))} is NaN or infinite; "
+                "remove such frames or compute them again"
             )
         object.__setattr__(self, field, _frozen(values))
 
     def _check_coincident(self) -> None:
-        if any(self.pbc) or self.n_atoms < 2:
+        if any(self.pbc) or self.n_atoms < 2:  # images would have to be looked at, too
             return
         first, second = pair_indices(self.n_atoms)
         for start in range(0, len(self), 1000):
             distances = pair_distances(self.positions[start : start + 1000])
-            if distances.size and distances.min() < CLOSEST:
+            if distances.min() < CLOSEST:
                 frame, pair = np.unravel_index(distances.argmin(), distances.shape)
                 atoms = " and ".join(self.label(a) for a in (second[pair], first[pair]))
                 raise DataError(
-                    f"frame {start + frame}: atoms {atoms} are {distances.min():.3g} Å apart; "
-                    "are the positions in Å?"
+                    f"frame {start + frame}: atoms {atoms} are {distances.min():.3g} Å apart; are the positions in Å?"
                 )
 
     def __len__(self) -> int:

@@ -268,9 +268,7 @@ class ForceField:
                 "the sGDML package knows the Matérn-5/2 kernel and inverse distances with power 1 only, "
                 f"this force field has {self.kernel.name} and power {self.descriptor.power:g}"
             )
-        return to_sgdml(
-            self.numbers, self.group, self.length_scale, self.y, self.c, self.w, self.offset, self.details
-        )
+        return to_sgdml(self.numbers, self.group, self.length_scale, self.y, self.c, self.w, self.offset, self.details)
 
     def __repr__(self) -> str:
         return (

@@ -18,7 +18,6 @@ from .errors import DataError, DataWarning, FormatError, OutputError, name_frame
 from .npz import Archive, check_writable, read_archive, write_archive
 from .units import energy_factor, length_factor
 
-
 Fields = dict[str, np.ndarray]
 
 
@@ -168,6 +167,7 @@ def _from_archive(
     """A dataset of the sGDML format; its units are kcal/mol and Å where it says nothing."""
     if archive.text("type", "d") != "d":
         raise FormatError(f"{archive.path}: this is no dataset but a file of type {archive.text('type')!r}")
+    positions, forces, numbers = archive["R"], archive["F"], archive["z"]
     if not {"r_unit", "e_unit"} <= archive.keys() and not (energy_unit and length_unit):
         warnings.warn(
             f"{archive.path} does not say its units; taken as kcal/mol and Å, as this format's "
@@ -178,11 +178,11 @@ def _from_archive(
     energy = energy_factor(energy_unit or archive.text("e_unit", "kcal/mol"))
     length = length_factor(length_unit or archive.text("r_unit", "Ang"))
     frames = ase.io.formats.string2index(index) if isinstance(index, str) else index
-    chosen = np.atleast_1d(np.arange(len(archive["R"]))[frames])
+    chosen = np.atleast_1d(np.arange(len(positions))[frames])
     fields = {
-        "positions": archive["R"][chosen] * length,
-        "numbers": archive["z"],
-        "forces": archive["F"][chosen] * (energy / length),
+        "positions": positions[chosen] * length,
+        "numbers": numbers,
+        "forces": forces[chosen] * (energy / length),
         "pbc": "lattice" in archive,
         "name": archive.text("name", archive.path.stem),
     }

@@ -27,9 +27,7 @@ class Archive(dict):
                 f"{self.path}: field {name!r} is a pickled object, which could run any code on "
                 "loading and is refused; store it as a plain array"
             )
-        raise FormatError(
-            f"{self.path}: there is no field {name!r}; the file has {', '.join(sorted(self)) or 'none'}"
-        )
+        raise FormatError(f"{self.path}: there is no field {name!r}; the file has {', '.join(sorted(self)) or 'none'}")
 
     def text(self, name: str, default: str | None = None) -> str | None:
         """A scalar field as text, or `default` where the field is absent."""
@@ -50,9 +48,10 @@ def read_archive(path: str | Path) -> Archive:
     path = Path(path)
     fields, pickled = {}, set()
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise FormatError(f"{path}: this is a single array, not an .npz archive")
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise FormatError(f"{path}: this is a single array, not an .npz archive")
+        with archive:
             for name in archive.files:
                 if _is_pickled(archive, name):
                     pickled.add(name)

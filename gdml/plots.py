@@ -25,9 +25,7 @@ def plot_parity(prediction: Prediction, dataset: Dataset, path: str | Path) -> N
     panels = [("forces", "eV/Å", dataset.forces, prediction.forces, metrics.forces_mae)]
     if dataset.energy is not None:
         mean = dataset.energy.mean()
-        panels.append(
-            ("energy - mean", "eV", dataset.energy - mean, prediction.energy - mean, metrics.energy_mae)
-        )
+        panels.append(("energy - mean", "eV", dataset.energy - mean, prediction.energy - mean, metrics.energy_mae))
     figure, axes = _figure(len(panels))
     for axis, (name, unit, reference, predicted, mae) in zip(axes, panels, strict=True):
         axis.plot(np.ravel(reference), np.ravel(predicted), ".", ms=2, alpha=0.4, rasterized=True)

@@ -48,7 +48,7 @@ def from_sgdml(archive: Archive) -> dict[str, Any]:
     else:
         y, w = archive["R_desc"].T, archive["R_d_desc_alpha"]
     permutations = archive["perms"].astype(np.int64) - (1 if first_generation else 0)
-    coefficients = archive["alphas_E"] if "alphas_E" in archive else None
+    coefficients = archive.get("alphas_E")
     return {
         "numbers": archive["z"].astype(np.int64),
         "group": PermutationGroup(permutations),

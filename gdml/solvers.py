@@ -41,7 +41,7 @@ def cholesky_factor(
         corner = matrix[start:stop, start:stop]
         factor, info = torch.linalg.cholesky_ex(corner)
         if info:
-            raise NotPositiveDefiniteError(_explain(start + int(info), n, matrix))
+            raise NotPositiveDefiniteError(_explain(start + int(info) - 1, n, matrix))
         corner.copy_(factor)
         if stop < n:
             below = matrix[stop:, start:stop]

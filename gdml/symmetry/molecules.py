@@ -71,16 +71,16 @@ def molecular_group(dataset: Dataset, max_order: int = 5000) -> PermutationGroup
     double = _double_bonds(graph, dataset, distances)
     kept = []
     for number, permutation in enumerate(_automorphisms(graph)):
-        if number >= MAX_ORDER or len(kept) > max_order:
-            raise SymmetryError(
-                f"{dataset.formula} has more than {max_order} reachable permutations of equal atoms; "
-                "give a smaller group, symmetry=PermutationGroup.generate([...]), or symmetry='none'"
-            )
         mirrored = {a: _mirrored(a, permutation, tetrahedra) for a in tetrahedra}
         if all(mirrored[a] == mirrored[b] for a, b in coupled) and all(
             cis == double[_image(bond, permutation)] for bond, cis in double.items()
         ):
             kept.append(permutation)
+        if number >= MAX_ORDER or len(kept) > max_order:
+            raise SymmetryError(
+                f"{dataset.formula} has more than {max_order} reachable permutations of equal atoms; "
+                "give a smaller group, symmetry=PermutationGroup.generate([...]), or symmetry='none'"
+            )
     return PermutationGroup(kept)
 
 

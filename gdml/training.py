@@ -86,8 +86,9 @@ def fit(
     EnergyWarning
         If energies disagree with the integrated forces.
     """
+    _check_labels(dataset, use_energy)
     plan = _plan(dataset, symmetry, descriptor, kernel, noise, use_energy)
-    _check_frames(dataset, plan, use_energy)
+    _check_duplicates(_features(plan, dataset).x.numpy())
     n_labels = 3 * dataset.n_atoms - 6 + use_energy
     check_closed_form(len(dataset), n_labels, plan.descriptor.size, plan.group.order)
     if length_scale == "auto":
@@ -142,7 +143,7 @@ def _group(dataset: Dataset, symmetry: str | PermutationGroup | ArrayLike) -> Pe
     return group
 
 
-def _check_frames(dataset: Dataset, plan: _Plan, use_energy: bool) -> None:
+def _check_labels(dataset: Dataset, use_energy: bool) -> None:
     dataset.require_forces()
     if len(dataset) < 2:
         raise DataError(f"{len(dataset)} geometry is not enough to train on; at least two are needed")
@@ -150,7 +151,10 @@ def _check_frames(dataset: Dataset, plan: _Plan, use_energy: bool) -> None:
         raise DataError("use_energy needs energies, and the dataset has none")
     if not np.abs(dataset.forces).max() > 0:
         raise DataError("all forces are zero; there is nothing to learn")
-    pairs = _duplicates(_features(plan, dataset).x.numpy())
+
+
+def _check_duplicates(x: np.ndarray) -> None:
+    pairs = _duplicates(x)
     if pairs:
         listed = ", ".join(f"{i} and {j}" for i, j in pairs[:5])
         raise DataError(
@@ -181,9 +185,7 @@ def _search(plan: _Plan, dataset: Dataset, validation: Dataset | None, progress:
     spread = float(_features(plan, training).x.std(0).norm())
     with warnings.catch_warnings(), progress_bar("length scale", progress) as bar:
         warnings.simplefilter("ignore", EnergyWarning)  # said once, by the final training
-        return choose_length_scale(
-            lambda scale: _train(plan, training, scale, False), validation, spread, progress=bar
-        )
+        return choose_length_scale(lambda scale: _train(plan, training, scale, False), validation, spread, progress=bar)
 
 
 def _train(plan: _Plan, dataset: Dataset, length_scale: float, progress: bool) -> ForceField:
@@ -256,8 +258,9 @@ def _constant(integrated: np.ndarray, dataset: Dataset) -> float:
         worst = np.argsort(-error)
         warnings.warn(
             f"energies disagree with the integrated forces by {1e3 * error.mean():.3g} meV on average, where they "
-            f"vary by {1e3 * spread:.3g} meV; worst in {name_frames(worst)}. The forces are not affected. Are energies "
-            "and forces of the same calculation, converged, and the geometries connected by others in between?",
+            f"vary by {1e3 * spread:.3g} meV; worst in {name_frames(worst)}. The forces are not affected. With few "
+            "geometries this is normal, and use_energy helps; otherwise see whether energies and forces are of the "
+            "same, converged calculation",
             EnergyWarning,
             stacklevel=4,
         )

@@ -1,0 +1,39 @@
+"""Predictions of sGDML 1.0.3 that the tests compare with, on the package's own geometries.
+
+python benchmarks/make_reference_values.py tests/reference_sgdml.npz
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from against_sgdml import prepare_environment, run_sgdml
+
+import gdml
+from gdml.data import ethanol
+
+TRAIN, TEST = slice(0, 25), slice(100, 104)
+
+
+def main() -> None:
+    prepare_environment()
+    frames = ethanol()
+    training, test = frames[TRAIN], frames[TEST]
+    job = {
+        "z": frames.numbers,
+        "R": training.positions,
+        "F": training.forces,
+        "E": training.energy,
+        "R_test": test.positions,
+        "perms": gdml.molecular_group(frames).permutations,
+        "sig": 20,
+        "lam": 1e-10,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        _, prediction = run_sgdml(job, Path(folder))
+    np.savez(sys.argv[1], **prediction)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The contraction of 1-jets against sums written with autograd, one term at a time."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from gdml.contractions import GemmContraction, gemm
+from gdml.descriptors import InverseDistances
+from gdml.kernels import KERNELS
+from gdml.symmetry import PermutationGroup
+
+GROUPS = {
+    "none": PermutationGroup.trivial(4),
+    "swap": PermutationGroup.generate([[1, 0, 2, 3]]),
+    "cyclic": PermutationGroup.generate([[1, 2, 0, 3]]),
+    "all": PermutationGroup.generate([[1, 0, 2, 3], [1, 2, 3, 0]]),
+}
+cases = pytest.mark.parametrize(
+    "kernel, group", list(itertools.product([cls(1.3) for cls in KERNELS.values()], GROUPS.values())), ids=str
+)
+
+
+def energy(kernel, action, y, c, w, x):
+    """e(x) of one query, every kernel value differentiated by autograd."""
+    total = x.new_zeros(())
+    for j in range(len(y)):
+        point = y[j].clone().requires_grad_()
+        for row in action:
+            k, _, _ = kernel.profile((x - point[row]).norm()[None])
+            (slope,) = torch.autograd.grad(k.sum(), point, create_graph=True)
+            total = total + c[j] * k.sum() + w[j] @ slope
+    return total
+
+
+@pytest.fixture
+def problem(rng):
+    y, x = (torch.tensor(rng.normal(size=(n, 6)) + 0.5) for n in (5, 3))
+    return y, torch.tensor(rng.normal(size=5)), torch.tensor(rng.normal(size=(5, 6))), x
+
+
+@cases
+def test_against_autograd(kernel, group, problem):
+    y, c, w, x = problem
+    action = InverseDistances(4).permutations(group)
+    e, g = GemmContraction(kernel, y, action).apply(x, c, w)
+    for m in range(len(x)):
+        query = x[m].clone().requires_grad_()
+        expected = energy(kernel, action, y, c, w, query)
+        (slope,) = torch.autograd.grad(expected, query)
+        assert e[m].item() == pytest.approx(expected.item(), rel=1e-11, abs=1e-12)
+        torch.testing.assert_close(g[m], slope, rtol=1e-10, atol=1e-12)
+
+
+@cases
+def test_invariance_and_equivariance(kernel, group, problem):
+    y, c, w, x = problem
+    action = InverseDistances(4).permutations(group)
+    contraction = GemmContraction(kernel, y, action)
+    e, g = contraction.apply(x, c, w)
+    for row in action:
+        moved_e, moved_g = contraction.apply(x[:, row], c, w)
+        torch.testing.assert_close(moved_e, e)
+        torch.testing.assert_close(moved_g, g[:, row])
+
+
+@cases
+def test_zero_values_may_be_left_out(kernel, group, problem):
+    y, c, w, x = problem
+    contraction = GemmContraction(kernel, y, InverseDistances(4).permutations(group))
+    for left, right in zip(contraction.apply(x, None, w), contraction.apply(x, torch.zeros_like(c), w)):
+        torch.testing.assert_close(left, right)
+
+
+@cases
+def test_blocks_are_the_contraction_written_out(kernel, group, problem, rng):
+    y, _, _, x = problem
+    contraction = GemmContraction(kernel, y, InverseDistances(4).permutations(group))
+    c_left, c_right = torch.tensor([1.0, 0.0, 2.0]).double(), torch.tensor([0.5, 0.0]).double()
+    w_left, w_right = torch.tensor(rng.normal(size=(3, 6, 3))), torch.tensor(rng.normal(size=(6, 2)))
+    blocks = contraction.blocks(x, c_left, w_left, 3, c_right, w_right)
+    for r in range(2):
+        c, w = torch.zeros(5).double(), torch.zeros(5, 6).double()
+        c[3], w[3] = c_right[r], w_right[:, r]
+        e, g = contraction.apply(x, c, w)
+        expected = c_left * e[:, None] + torch.einsum("mdl,md->ml", w_left, g)
+        torch.testing.assert_close(blocks[:, :, r], expected)
+
+
+@pytest.mark.parametrize("tile, references", [(7, 2), (1, 1), (10**6, 3)])
+def test_tiles_do_not_matter(problem, monkeypatch, tile, references):
+    y, c, w, x = problem
+    action = InverseDistances(4).permutations(GROUPS["swap"])
+    kernel = KERNELS["matern52"](1.3)
+    whole = GemmContraction(kernel, y, action)
+    expected = {given: whole.apply(x, c if given else None, w) for given in (True, False)}
+    monkeypatch.setattr(gemm, "TILE", tile)
+    monkeypatch.setattr(gemm, "MAX_REFERENCES", references)
+    for given, jets in expected.items():
+        for left, right in zip(whole.apply(x, c if given else None, w), jets):
+            torch.testing.assert_close(left, right)
+
+
+def test_precision_far_from_the_origin(problem):
+    y, c, w, x = problem
+    action = np.arange(6)[None]
+    kernel = KERNELS["matern52"](1.3)
+    near = GemmContraction(kernel, y, action).apply(x, c, w)
+    far = GemmContraction(kernel, y + 1e4, action).apply(x + 1e4, c, w)
+    for left, right in zip(near, far):
+        torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-9)

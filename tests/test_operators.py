@@ -1,0 +1,98 @@
+"""The training operator against its dense matrix, and that against second derivatives by autograd."""
+
+import pytest
+import torch
+
+import gdml
+from gdml.contractions import GemmContraction
+from gdml.descriptors import InverseDistances
+from gdml.kernels import KERNELS
+from gdml.operators import Labels, TrainingOperator
+from gdml.solvers import cholesky_factor, cholesky_solve
+
+NOISE = 1e-3
+
+
+def build(frames, kernel="matern52", use_energy=False, symmetry=True, noise=NOISE, scale=3.0):
+    group = gdml.molecular_group(frames) if symmetry else gdml.PermutationGroup.trivial(frames.n_atoms)
+    descriptor = InverseDistances(frames.n_atoms)
+    features = descriptor.evaluate(torch.tensor(frames.positions))
+    action = descriptor.permutations(group)
+    contraction = GemmContraction(KERNELS[kernel](scale), features.x, action)
+    return TrainingOperator(contraction, Labels(features, frames, use_energy), noise), action
+
+
+def dense(operator):
+    lower = operator.to_dense().tril()
+    return lower + lower.tril(-1).mT
+
+
+cases = pytest.mark.parametrize("use_energy", [False, True])
+
+
+@cases
+@pytest.mark.parametrize("kernel", sorted(KERNELS))
+@pytest.mark.parametrize("symmetry", [False, True])
+def test_matrix_and_product(frames, kernel, use_energy, symmetry):
+    operator, _ = build(frames[:7], kernel, use_energy, symmetry)
+    matrix = dense(operator)
+    assert matrix.shape == operator.shape
+    for column in torch.eye(len(matrix), dtype=torch.float64)[::11]:
+        torch.testing.assert_close(operator.matmul(column), matrix @ column, rtol=1e-10, atol=1e-12)
+
+
+@cases
+def test_matrix_is_symmetric_and_positive_definite(frames, use_energy):
+    operator, _ = build(frames[:6], use_energy=use_energy)
+    columns = [operator.matmul(e) for e in torch.eye(operator.shape[0], dtype=torch.float64)]
+    matrix = torch.stack(columns, 1)
+    torch.testing.assert_close(matrix, matrix.mT, rtol=0, atol=1e-12)
+    assert torch.linalg.eigvalsh(matrix).min() > 0.9 * NOISE
+
+
+def test_force_rows_are_second_derivatives(frames):
+    """The kernel between forces is ∂²k/∂R∂R', here by autograd in Cartesian coordinates."""
+    pair = frames[:2]
+    operator, action = build(pair, noise=0.0)
+    descriptor, kernel = InverseDistances(pair.n_atoms), operator.contraction.kernel
+
+    def k(left, right):
+        x, y = (descriptor.evaluate(r[None]).x[0] for r in (left, right))
+        return sum(kernel.profile((x - y[row]).norm()[None])[0] for row in action).sum()
+
+    left, right = (torch.tensor(p, requires_grad=True) for p in pair.positions)
+    (slope,) = torch.autograd.grad(k(left, right), left, create_graph=True)
+    rows = [torch.autograd.grad(s, right, retain_graph=True)[0].flatten() for s in slope.flatten()]
+    basis = operator.labels.basis
+    expected = basis[0].mT @ torch.stack(rows) @ basis[1]
+    q = basis.shape[2]
+    torch.testing.assert_close(dense(operator)[:q, q:], expected, rtol=1e-9, atol=1e-12)
+
+
+@cases
+def test_spread_and_collect_are_adjoint(frames, use_energy):
+    operator, _ = build(frames[:5], use_energy=use_energy)
+    labels = operator.labels
+    v = torch.randn_like(labels.values)
+    e, g = torch.randn(5, dtype=torch.float64), torch.randn_like(labels.features.x)
+    c, w = labels.spread(v)
+    left = (w * g).sum() + (0.0 if c is None else c @ e)
+    assert float(left) == pytest.approx(float((v * labels.collect(e, g)).sum()), rel=1e-12)
+    torch.testing.assert_close(torch.einsum("mdl,ml->md", labels.duals(), v), w)
+
+
+def test_leaving_out_rigid_motions_changes_nothing(frames):
+    """The solution in 3N - 6 coordinates gives the same coefficients w as in all 3N."""
+    few = frames[:5]
+    operator, _ = build(few, noise=1e-8, scale=20.0)
+    small = cholesky_solve(cholesky_factor(operator.to_dense()), operator.labels.values.flatten())
+    _, w = operator.labels.spread(small.view_as(operator.labels.values))
+
+    full = Labels(operator.labels.features, few)
+    full.basis = torch.eye(27, dtype=torch.float64).expand(5, 27, 27).contiguous()
+    full.values = -torch.tensor(few.forces).flatten(1)
+    full.c = torch.zeros(27, dtype=torch.float64)
+    big = TrainingOperator(operator.contraction, full, 1e-8)
+    coefficients = torch.linalg.solve(dense(big), full.values.flatten())
+    _, expected = full.spread(coefficients.view(5, 27))
+    torch.testing.assert_close(w, expected, rtol=1e-6, atol=1e-6 * float(w.abs().max()))

@@ -1,0 +1,205 @@
+"""Training: exact on its own frames, as accurate as the reference implementation, and what it refuses."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import gdml
+from gdml import memory
+from gdml.errors import DataWarning, EnergyWarning, MemoryBudgetError
+from gdml.geometry import internal_basis
+from gdml.selection import choose_length_scale, hold_out
+from gdml.training import MAX_SEARCH_UNKNOWNS
+
+HERE = Path(__file__).parent
+
+
+def test_reproduces_the_reference_implementation(frames):
+    """sGDML 1.0.3 trained on the same 25 geometries with sig=20, lam=1e-10 and the same permutations."""
+    force_field = gdml.fit(frames[:25], length_scale=20.0, noise=1e-10)
+    assert force_field.symmetry.order == 6
+    prediction = force_field.predict(frames[100:104].positions)
+    with np.load(HERE / "reference_sgdml.npz") as reference:
+        np.testing.assert_allclose(prediction.forces, reference["forces"], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(prediction.energy, reference["energy"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::gdml.errors.EnergyWarning")
+@pytest.mark.parametrize("kernel, length_scale", [("matern52", 20.0), ("gaussian", 5.0)])
+@pytest.mark.parametrize("use_energy", [False, True])
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_interpolates_its_training_data(frames, kernel, length_scale, use_energy, power):
+    few = frames[:12]
+    descriptor = gdml.InverseDistances(few.n_atoms, power)
+    settings = {"kernel": kernel, "length_scale": length_scale, "use_energy": use_energy, "descriptor": descriptor}
+    force_field = gdml.fit(few, **settings, noise=1e-13)  # what is missed is the noise times the coefficients
+    prediction = force_field.predict(few.positions)
+    # A net force or torque, here of the reference's own rounding, is out of reach.
+    basis = internal_basis(torch.tensor(few.positions)).numpy()
+    reachable = np.einsum("miq,mjq,mj->mi", basis, basis, few.forces.reshape(12, -1)).reshape(12, 9, 3)
+    np.testing.assert_allclose(prediction.forces, reachable, atol=1e-4)
+    if use_energy:
+        np.testing.assert_allclose(prediction.energy, few.energy, atol=1e-4)
+
+
+def test_forces_are_the_negative_gradient(frames, force_field):
+    positions, h = frames.positions[200], 1e-4
+    steps = h * np.eye(27).reshape(27, 9, 3)
+    slopes = (force_field.predict(positions + steps).energy - force_field.predict(positions - steps).energy) / (2 * h)
+    np.testing.assert_allclose(force_field.predict(positions).forces.ravel(), -slopes, atol=2e-6)
+
+
+def test_held_out_accuracy(frames):
+    drawn = frames.sample(160)
+    rest = np.setdiff1d(np.arange(240), drawn)
+    metrics = gdml.evaluate(gdml.fit(frames[drawn], length_scale=20.0), frames[rest])
+    assert metrics.forces_mae < 0.050
+    assert metrics.energy_mae < 0.010
+    assert metrics.n_frames == 80
+    none = gdml.evaluate(gdml.fit(frames[drawn], length_scale=20.0, symmetry="none"), frames[rest])
+    assert metrics.forces_mae < 0.7 * none.forces_mae
+
+
+def test_invariance_of_the_force_field(frames, force_field, rng):
+    positions = frames.positions[150]
+    rotation, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    energy, forces, _ = force_field.predict(positions)
+    moved = force_field.predict(positions @ rotation + 5.0)
+    assert moved.energy == pytest.approx(energy, abs=1e-9)
+    np.testing.assert_allclose(moved.forces, forces @ rotation, atol=1e-9)
+    np.testing.assert_allclose(forces.sum(0), 0, atol=1e-10)
+    np.testing.assert_allclose(np.cross(positions, forces).sum(0), 0, atol=1e-10)
+    for permutation in force_field.symmetry.permutations:
+        permuted = force_field.predict(positions[permutation])
+        assert permuted.energy == pytest.approx(energy, abs=1e-9)
+        np.testing.assert_allclose(permuted.forces, forces[permutation], atol=1e-9)
+
+
+def test_energies_help_where_there_are_few_geometries(frames):
+    drawn, rest = frames.sample(15), np.arange(120, 240)
+    with_energy = gdml.evaluate(gdml.fit(frames[drawn], length_scale=20.0, use_energy=True), frames[rest])
+    without = gdml.evaluate(gdml.fit(frames[drawn], length_scale=20.0), frames[rest])
+    assert with_energy.energy_rmse < without.energy_rmse
+
+
+def test_forces_alone_are_enough(frames):
+    forces_only = gdml.Dataset(frames.positions, frames.numbers, forces=frames.forces)
+    relative = gdml.fit(forces_only[:40], length_scale=20.0)
+    absolute = gdml.fit(frames[:40], length_scale=20.0)
+    assert relative.energies_are_relative
+    assert not absolute.energies_are_relative
+    left, right = (f.predict(frames.positions[100:110]) for f in (relative, absolute))
+    np.testing.assert_allclose(left.forces, right.forces, atol=1e-10)
+    assert np.ptp(left.energy - right.energy) < 1e-9
+    metrics = gdml.evaluate(relative, frames[100:])
+    assert metrics.energies_are_relative
+    assert metrics.energy_rmse == pytest.approx(gdml.evaluate(absolute, frames[100:]).energy_rmse, rel=0.2)
+
+
+@pytest.mark.filterwarnings("ignore::gdml.errors.EnergyWarning")
+@pytest.mark.parametrize("group", ["auto", "none", [list(range(9)), [0, 1, 2, 3, 4, 5, 6, 8, 7]]])
+def test_groups(frames, group):
+    force_field = gdml.fit(frames[:10], length_scale=20.0, symmetry=group)
+    assert force_field.symmetry.order == {"auto": 6, "none": 1}.get(group if isinstance(group, str) else "", 2)
+
+
+def test_two_atoms(rng):
+    """A Morse curve: one distance, a linear molecule, a group of order 2."""
+    distances = np.linspace(0.6, 0.9, 7)
+    decay = np.exp(-2.0 * (distances - 0.75))
+    positions = np.zeros((7, 2, 3))
+    positions[:, 1, 2] = distances
+    forces = np.zeros((7, 2, 3))
+    forces[:, 1, 2] = -2 * 4.5 * 2.0 * (1 - decay) * decay
+    forces[:, 0] = -forces[:, 1]
+    dataset = gdml.Dataset(positions, [1, 1], energy=4.5 * (1 - decay) ** 2, forces=forces)
+    force_field = gdml.fit(dataset, length_scale=5.0)
+    assert force_field.symmetry.order == 2
+    middle = np.array([[0.0, 0, 0], [0, 0, 0.78]])
+    expected = 4.5 * (1 - np.exp(-2 * 0.03)) ** 2
+    assert force_field.predict(middle).energy == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore::gdml.errors.EnergyWarning")
+def test_length_scale_can_be_chosen_without_validation(frames):
+    assert gdml.fit(frames[:20]).length_scale > 0
+
+
+def test_length_scale_is_chosen_on_held_out_frames(frames):
+    training, validation = frames[:50], frames[200:]
+    chosen = gdml.fit(training, validation=validation)
+    best = gdml.evaluate(chosen, validation).forces_rmse
+    for factor in (0.5, 0.8, 1.25, 2.0):
+        other = gdml.fit(training, length_scale=factor * chosen.length_scale)
+        assert gdml.evaluate(other, validation).forces_rmse > 0.98 * best
+
+
+def test_search_uses_a_sample_of_large_sets(frames, monkeypatch):
+    seen = []
+    monkeypatch.setattr("gdml.training.MAX_SEARCH_UNKNOWNS", 27 * 20)
+
+    def choose(train, *args, **kwargs):
+        seen.append(train(20.0))
+        return 20.0
+
+    monkeypatch.setattr("gdml.training.choose_length_scale", choose)
+    force_field = gdml.fit(frames[:60])
+    assert (len(seen[0].y), len(force_field.y)) == (20, 60)
+    assert MAX_SEARCH_UNKNOWNS > 2000
+
+
+def test_search_survives_singular_systems(frames):
+    def train(length_scale):
+        if length_scale > 100:
+            raise gdml.errors.NotPositiveDefiniteError("singular")
+        return gdml.fit(frames[:8], length_scale=length_scale)
+
+    assert choose_length_scale(train, frames[100:110], spread=1.0) < 100
+    with pytest.raises(gdml.errors.FitError, match="no length scale between"):
+        choose_length_scale(train, frames[100:110], spread=1e3)
+
+
+def test_hold_out_is_apart(frames):
+    training, validation = hold_out(frames[:50])
+    assert (len(training), len(validation)) == (40, 10)
+    together = np.concatenate([training.positions, validation.positions])
+    assert len(np.unique(together.reshape(50, -1), axis=0)) == 50
+
+
+def test_energies_of_other_units_are_found(frames):
+    for factor, message in ((23.06, "23.* times as much"), (1 / 27.2, "0.03.* times as much"), (-1.0, "gradients")):
+        wrong = gdml.Dataset(frames.positions[:60], frames.numbers, factor * frames.energy[:60], frames.forces[:60])
+        with pytest.raises(gdml.errors.DataError, match=message):
+            gdml.fit(wrong, length_scale=20.0)
+
+
+def test_energies_that_do_not_belong_to_the_forces(frames, rng):
+    shuffled = gdml.Dataset(
+        frames.positions[:60], frames.numbers, rng.permutation(frames.energy[:60]), frames.forces[:60]
+    )
+    with pytest.warns(EnergyWarning, match="worst in frames .* The forces are not affected"):
+        gdml.fit(shuffled, length_scale=20.0)
+
+
+def test_a_single_wrong_energy_is_named(frames):
+    energy = frames.energy[:160].copy()
+    energy[13] += 1.0
+    odd = gdml.Dataset(frames.positions[:160], frames.numbers, energy, frames.forces[:160])
+    with pytest.warns(DataWarning, match="frame 13 "):
+        gdml.fit(odd, length_scale=20.0)
+
+
+def test_memory_is_predicted(frames, monkeypatch):
+    monkeypatch.setattr(memory, "available_memory", lambda: 10_000_000)
+    gdml.fit(frames[:20], length_scale=20.0)
+    with pytest.raises(MemoryBudgetError, match=r"200 geometries .* GB are available; (\d+) geometries would fit") as e:
+        gdml.fit(frames[:200], length_scale=20.0)
+    fits = int(str(e.value).split(";")[1].split()[0])
+    size = {"n_labels": 21, "size": 36, "order": 6}
+    assert memory.closed_form_bytes(fits, **size) <= 10_000_000 < memory.closed_form_bytes(fits + 1, **size)
+
+
+def test_available_memory_is_plausible():
+    assert 10**8 < memory.available_memory() < 10**14
