@@ -48,8 +48,18 @@ def run_sgdml(job: dict[str, np.ndarray], folder: Path) -> tuple[dict, dict[str,
         return json.loads(str(out["timings"])), {k: out[k] for k in ("energy", "forces")}
 
 
-def run_gdml(training: gdml.Dataset, test: gdml.Dataset, group: gdml.PermutationGroup) -> tuple[dict, gdml.Prediction]:
-    """The same with this package."""
+def reads_our_files(folder: Path) -> dict:
+    """What sGDML predicts with a model that this package wrote, and whether it knows our dataset as one."""
+    files = [folder / name for name in ("job.npz", "export.npz", "dataset.npz", "imported.npz")]
+    subprocess.run([PYTHON, HERE / "sgdml_import.py", *files], check=True, stdout=subprocess.DEVNULL)
+    with np.load(files[-1]) as out:
+        return {"forces": out["forces"], "reads_dataset": bool(out["reads_dataset"])}
+
+
+def run_gdml(
+    training: gdml.Dataset, test: gdml.Dataset, group: gdml.PermutationGroup, export: Path
+) -> tuple[dict, gdml.Prediction]:
+    """The same with this package; the force field is left in `export`, in the sGDML format."""
 
     def train():
         return gdml.fit(training, symmetry=group, length_scale=LENGTH_SCALE, noise=NOISE)
@@ -67,6 +77,7 @@ def run_gdml(training: gdml.Dataset, test: gdml.Dataset, group: gdml.Permutation
         for geometry in positions[:200]:
             force_field.predict(geometry)
 
+    force_field.save(export, format="sgdml")
     timings = {
         "train_s": median_seconds(train, 2, warm_up=0),
         "batch_ms": 1e3 * median_seconds(lambda: force_field.predict(positions), 5) / len(positions),
@@ -98,8 +109,10 @@ def run_case(train_file: str, test_file: str | None) -> dict:
         for _ in range(ROUNDS):
             timing, reference = run_sgdml(job, Path(folder))
             theirs.append(timing)
-            timing, prediction = run_gdml(training, test, group)
+            timing, prediction = run_gdml(training, test, group, Path(folder) / "export.npz")
             ours.append(timing)
+        training.write(Path(folder) / "dataset.npz")
+        imported = reads_our_files(Path(folder))
     ours, theirs = (_medians(t) for t in (ours, theirs))
     batch = min(theirs["batch_numpy_ms"], theirs["batch_torch_ms"])
     return {
@@ -108,6 +121,10 @@ def run_case(train_file: str, test_file: str | None) -> dict:
         "symmetry_order": group.order,
         "force_mae_meV_per_A": 1e3 * float(np.abs(prediction.forces - test.forces).mean()),
         "largest_force_difference_eV_per_A": float(np.abs(prediction.forces - reference["forces"]).max()),
+        "sgdml_reads_our_dataset": imported["reads_dataset"],
+        "largest_force_difference_in_sgdml_with_our_model": float(
+            np.abs(prediction.forces - imported["forces"]).max()
+        ),
         "largest_energy_difference_eV": float(np.abs(prediction.energy - reference["energy"]).max()),
         "gdml": ours,
         "sgdml": theirs,

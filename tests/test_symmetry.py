@@ -24,6 +24,16 @@ def test_orders(name, molecules, reference):
     assert molecular_group(molecules[name]).order == reference["group orders"][name]
 
 
+@pytest.mark.parametrize("name, order", [("acetylacetone", 36), ("ethanol", 6), ("propane", 36), ("toluene", 12)])
+def test_global_handedness(name, order, molecules):
+    smaller = molecular_group(molecules[name], handedness="global")
+    assert smaller.order == order
+    everything = {tuple(p) for p in molecular_group(molecules[name]).permutations.tolist()}
+    assert {tuple(p) for p in smaller.permutations.tolist()} <= everything
+    with pytest.raises(SymmetryError, match="handedness is"):
+        molecular_group(molecules[name], handedness="none")
+
+
 @pytest.mark.parametrize("name", ["ethanol", "acetylacetone", "toluene", "propane"])
 def test_permutations_exchange_equal_atoms_and_keep_the_shape(name, molecules):
     molecule = molecules[name]

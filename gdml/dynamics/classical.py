@@ -53,7 +53,8 @@ class MDReport:
         return (
             f"{self.steps} steps, {self.time_fs:g} fs; temperature {self.temperature_K:.0f} ± "
             f"{self.temperature_std_K:.0f} K; total energy drifts {1e3 * self.energy_drift:.3g} meV/atom/ps, "
-            f"fluctuates {1e3 * self.energy_fluctuation:.2g} meV/atom; {self.n_outside} force calls outside the training region"
+            f"fluctuates {1e3 * self.energy_fluctuation:.2g} meV/atom; "
+            f"{self.n_outside} force calls outside the training region"
         )
 
 

@@ -12,9 +12,10 @@ handedness of the molecule where it is fixed:
 3. *Handedness.* An atom with four neighbours in a tetrahedron does not invert.
    A permutation either keeps its handedness or mirrors it. Mirroring all is
    the same as an inversion of space, which distances do not see. Mirroring one
-   of two bonded tetrahedra but not the other is out of reach, and dropped; two
-   tetrahedra apart, with a planar or linear group in between, mirror
-   independently, because the plane in between looks the same from both sides.
+   of two bonded tetrahedra but not the other is out of reach, and dropped. Two
+   tetrahedra apart, as the methyl groups of acetylacetone, mirror independently:
+   to the planar frame in between, a mirrored methyl group looks the same. These
+   are the groups of the published models; ``handedness="global"`` is stricter.
 4. *Double bonds.* Of two groups on a short bond between three-coordinated atoms
    outside of rings, cis stays cis.
 
@@ -22,7 +23,8 @@ Only medians and signs over the frames enter, so that the answer does not depend
 on which or how many frames are given.
 """
 
-from itertools import product
+from collections.abc import Iterator
+from itertools import pairwise, product
 
 import networkx as nx
 import numpy as np
@@ -39,13 +41,18 @@ DOUBLE_BOND = 0.905  # of the sum of covalent radii: C=C is below (0.88), an ami
 FLAT = 0.2  # signed volume of unit vectors below which an atom is no tetrahedron (ideal: 1.54)
 
 
-def molecular_group(dataset: Dataset, max_order: int = 5000) -> PermutationGroup:
+def molecular_group(dataset: Dataset, *, handedness: str = "local", max_order: int = 5000) -> PermutationGroup:
     """The reachable permutations of a molecule's atoms.
 
     Parameters
     ----------
     dataset : Dataset
         Geometries of one molecule, or of several side by side.
+    handedness : {"local", "global"}
+        Whether tetrahedra that are not bonded to each other mirror
+        independently, as in the published models, or only all together, as in
+        the molecular symmetry group of a rigid frame. Of acetylacetone's 72
+        permutations, 36 are left with "global".
     max_order : int
         A larger group is an error, since time and memory grow with it.
 
@@ -67,10 +74,10 @@ def molecular_group(dataset: Dataset, max_order: int = 5000) -> PermutationGroup
             "are the positions in Å? For single atoms side by side give symmetry='none' or a group"
         )
     tetrahedra = _tetrahedra(graph, dataset.positions)
-    coupled = [(a, b) for a, b in graph.edges if a in tetrahedra and b in tetrahedra]
+    coupled = _coupled(graph, list(tetrahedra), handedness)
     double = _double_bonds(graph, dataset, distances)
     kept = []
-    for number, permutation in enumerate(_automorphisms(graph)):
+    for number, permutation in enumerate(automorphisms(graph)):
         mirrored = {a: _mirrored(a, permutation, tetrahedra) for a in tetrahedra}
         if all(mirrored[a] == mirrored[b] for a, b in coupled) and all(
             cis == double[_image(bond, permutation)] for bond, cis in double.items()
@@ -99,7 +106,8 @@ def bond_graph(numbers: np.ndarray, distances: np.ndarray) -> nx.Graph:
     return graph
 
 
-def _automorphisms(graph: nx.Graph):
+def automorphisms(graph: nx.Graph) -> Iterator[np.ndarray]:
+    """Permutations of the atoms that keep the elements and the bonds."""
     matcher = GraphMatcher(graph, graph, node_match=categorical_node_match("element", None))
     for mapping in matcher.isomorphisms_iter():
         yield np.array([mapping[a] for a in range(len(graph))])
@@ -138,6 +146,15 @@ def _mirrored(atom: int, permutation: np.ndarray, tetrahedra: dict) -> bool:
 def _parity(order: list[int]) -> int:
     inversions = sum(a > b for i, a in enumerate(order) for b in order[i + 1 :])
     return -1 if inversions % 2 else 1
+
+
+def _coupled(graph: nx.Graph, tetrahedra: list[int], handedness: str) -> list[tuple[int, int]]:
+    """Pairs of tetrahedra that mirror together."""
+    if handedness == "global":
+        return list(pairwise(tetrahedra))
+    if handedness == "local":
+        return [(a, b) for a, b in graph.edges if a in tetrahedra and b in tetrahedra]
+    raise SymmetryError(f"handedness is 'local' or 'global', not {handedness!r}")
 
 
 Bond = tuple[int, int, int, int]
