@@ -122,9 +122,7 @@ def run_case(train_file: str, test_file: str | None) -> dict:
         "force_mae_meV_per_A": 1e3 * float(np.abs(prediction.forces - test.forces).mean()),
         "largest_force_difference_eV_per_A": float(np.abs(prediction.forces - reference["forces"]).max()),
         "sgdml_reads_our_dataset": imported["reads_dataset"],
-        "largest_force_difference_in_sgdml_with_our_model": float(
-            np.abs(prediction.forces - imported["forces"]).max()
-        ),
+        "largest_force_difference_in_sgdml_with_our_model": float(np.abs(prediction.forces - imported["forces"]).max()),
         "largest_energy_difference_eV": float(np.abs(prediction.energy - reference["energy"]).max()),
         "gdml": ours,
         "sgdml": theirs,

@@ -1,6 +1,6 @@
 """Molecular dynamics of ethanol: speed, temperature, and drift of the energy in NVE.
 
-    python benchmarks/dynamics.py
+python benchmarks/dynamics.py
 """
 
 import time

@@ -31,5 +31,15 @@ napoleon_google_docstring = False
 napoleon_use_rtype = False
 napoleon_custom_sections = [("Warns", "params_style")]
 default_role = "code"
+
 # The docs build without a network; nothing outside is looked up.
 intersphinx_mapping = {}
+
+
+def escape_group_order(app, what, name, obj, options, lines):
+    """|S|, the order of the group, is no substitution."""
+    lines[:] = [line.replace("|S|", r"\|S\|") for line in lines]
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", escape_group_order)

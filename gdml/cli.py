@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     except FileNotFoundError as error:
         return _fail(error, DataError.exit_code)
     except KeyboardInterrupt:
-        return _fail("interrupted; no file was written or changed by this command's last step", INTERRUPTED)
+        return _fail("interrupted; files are written whole or not at all, so none is damaged", INTERRUPTED)
 
 
 def _fail(message: object, code: int) -> int:
@@ -58,10 +58,12 @@ def _show_warning(message, category, filename, lineno, file=None, line=None) -> 
 
 def train(options: argparse.Namespace) -> None:
     """Train on frames of a file, judge on others, and save."""
-    check_writable(options.output)
+    check_writable(options.output, ".npz")
     _prepare_plots(options.plot, options.learning_curve)
     dataset = _read(options.data, options)
     training, validation = _split(dataset, options.n_train, options.n_valid, options.seed)
+    if validation is None and (options.plot or options.learning_curve):
+        raise DataError("a picture of errors needs held-out geometries; give --n-train or --n-valid")
     settings = {
         "symmetry": options.symmetry,
         "kernel": options.kernel,
@@ -77,7 +79,7 @@ def train(options: argparse.Namespace) -> None:
     print(f"{options.output}: {_describe(force_field)}; trained in {seconds:.1f} s")
     if validation is not None:
         prediction = force_field.predict(validation.positions)
-        print(f"held out: {compare(prediction, validation, force_field.energies_are_relative)}")
+        print(f"validation: {compare(prediction, validation, force_field.energies_are_relative)}")
         if options.plot:
             plots.plot_parity(prediction, validation, options.plot)
     if options.learning_curve:
@@ -107,9 +109,7 @@ def _prepare_plots(*paths: Path | None) -> None:
         check_writable(path)
 
 
-def _learning_curve(training: Dataset, validation: Dataset | None, settings: dict, path: Path) -> None:
-    if validation is None:
-        raise DataError("a learning curve needs held-out geometries; give --n-valid")
+def _learning_curve(training: Dataset, validation: Dataset, settings: dict, path: Path) -> None:
     n = len(training)
     sizes = sorted({max(2, n // 8), max(2, n // 4), max(2, n // 2), n})
     metrics: list[Metrics] = []
@@ -154,8 +154,8 @@ def show(options: argparse.Namespace) -> None:
 
 def convert(options: argparse.Namespace) -> None:
     """Geometries to another format, or a model to or from the sGDML package's."""
-    check_writable(options.output)
     if _is_model(options.input):
+        check_writable(options.output, ".npz")
         imported = is_sgdml_model(read_archive(options.input))
         force_field = load(options.input)
         force_field.save(options.output, format="gdml" if imported else "sgdml")

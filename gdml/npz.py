@@ -77,15 +77,18 @@ def _is_pickled(archive: np.lib.npyio.NpzFile, name: str) -> bool:
         return read_header is not None and read_header(member)[2].hasobject
 
 
-def check_writable(path: str | Path) -> Path:
+def check_writable(path: str | Path, suffix: str = "") -> Path:
     """The path, if a file can be written there; to be asked before the work.
 
     Raises
     ------
     OutputError
-        If the folder is missing, or not writable, or the path is a folder.
+        If the folder is missing, or not writable, or the path is a folder or
+        does not end in `suffix`.
     """
     path = Path(path)
+    if not path.name.endswith(suffix):
+        raise OutputError(f"{path}: the name must end in {suffix}")
     folder = path.parent
     if not folder.is_dir():
         raise OutputError(f"{path}: the folder {folder} does not exist; create it first")
@@ -98,7 +101,7 @@ def check_writable(path: str | Path) -> Path:
 
 def write_archive(path: str | Path, fields: dict[str, np.ndarray]) -> None:
     """Write arrays to a ``.npz`` file; at no moment is there half a file."""
-    path = check_writable(path)
+    path = check_writable(path, ".npz")
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(partial, "wb") as file:

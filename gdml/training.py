@@ -89,7 +89,7 @@ def fit(
     _check_labels(dataset, use_energy)
     plan = _plan(dataset, symmetry, descriptor, kernel, noise, use_energy)
     _check_duplicates(_features(plan, dataset).x.numpy())
-    n_labels = 3 * dataset.n_atoms - 6 + use_energy
+    n_labels = 3 * dataset.n_atoms - 5 + use_energy  # of a linear molecule; others have one less
     check_closed_form(len(dataset), n_labels, plan.descriptor.size, plan.group.order)
     if length_scale == "auto":
         length_scale = _search(plan, dataset, validation, progress)

@@ -49,7 +49,7 @@ def test_train_chooses_the_length_scale(files, capsys, tmp_path):
     code, out, _ = run(capsys, "train", files / "ethanol.extxyz", "--n-train", 15, "-q", "-o", tmp_path / "m.npz")
     assert code == 0
     assert "15 training geometries" in out
-    assert "held out: 200 geometries; forces MAE" in out
+    assert "validation: 200 geometries; forces MAE" in out
 
 
 @pytest.mark.parametrize("sizes", [["--n-valid", "20"], ["--n-train", "230"], ["--n-train", "240"], []])
@@ -58,7 +58,7 @@ def test_sizes_of_training_and_validation(files, capsys, tmp_path, sizes, frames
     data = files / "ethanol.extxyz" if "--n-train" in sizes else tmp_path / "few.extxyz"
     code, out, _ = run(capsys, "train", data, "--length-scale", 20, "-q", "-o", tmp_path / "m.npz", *sizes)
     assert code == 0
-    assert ("held out" in out) == (sizes in (["--n-valid", "20"], ["--n-train", "230"]))
+    assert ("validation" in out) == (sizes in (["--n-valid", "20"], ["--n-train", "230"]))
 
 
 def test_test(files, capsys, tmp_path):
@@ -121,6 +121,8 @@ def test_demo(capsys, tmp_path):
         (["train", "{f}/ethanol.extxyz", "--kernel", "cubic", "-o", "{t}/m.npz"], 4, "unknown kernel"),
         (["train", "{f}/ethanol.extxyz", "--forces-key", "F", "-o", "{t}/m.npz"], 3, "no frame has 'F'"),
         (["train", "{f}/ethanol.extxyz", "-o", "{t}/m.npz", "--plot", "{t}/no/a.png"], 5, "create it first"),
+        (["train", "{f}/ethanol.extxyz", "-o", "{t}/m.model"], 5, "must end in .npz"),
+        (["train", "{f}/ethanol.extxyz", "-o", "{t}/m.npz", "--plot", "{t}/a.png"], 3, "needs held-out geometries"),
         (["test", "{f}/model.npz", "{t}/water.extxyz"], 3, "this force field is for C2H6O, the atoms are H2O"),
         (["test", "{f}/ethanol.extxyz", "{f}/ethanol.extxyz"], 3, "not a readable .npz archive"),
         (["md", "{f}/model.npz", "{t}/water.extxyz", "--temperature", "300", "--steps", "5"], 3, "the atoms are H2O"),

@@ -14,9 +14,9 @@ u = (s w) · d and q = c 𝒟k + u 𝒟²k,
 
 .. math:: e = \sum c \, k + u \, 𝒟k, \qquad \partial_x e = \sum 𝒟k \, (s w) - q \, d .
 
-Distances come from \|x\|² + \|y\|² - 2 x·y, so that all sums over descriptor
+Distances come from ``|x|² + |y|² - 2 x·y``, so that all sums over descriptor
 entries are matrix products, and no array of (queries, references, entries) is
-ever built. Because |x - s y| = |s⁻¹x - y|, the group acts on the queries: the
+ever built. Because ``|x - s y| = |s⁻¹x - y|``, the group acts on the queries: the
 references stay n short rows that fit into the cache.
 
 Cost for one query: 8 n |S| D flops in products and about ten elementwise

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import FitError
+from ..errors import DataError, FitError
 from ..geometry import pair_indices, pair_permutation
 from ..symmetry import PermutationGroup
 
@@ -56,7 +56,9 @@ class PairFeatures:
 
 @dataclass(frozen=True)
 class InverseDistances:
-    r"""x_k = |r_i - r_j|^{-p} over all pairs k = (i, j) of atoms.
+    r"""Powers of the inverse distances of all pairs k = (i, j) of atoms.
+
+    .. math:: x_k = |r_i - r_j|^{-p}
 
     Source: Chmiela et al., Sci. Adv. 3, e1603015 (2017), for p = 1.
 
@@ -86,6 +88,8 @@ class InverseDistances:
 
     def evaluate(self, positions: Tensor) -> PairFeatures:
         """Descriptors and Jacobians at positions (M, N, 3), Å."""
+        if positions.shape[1] != self.n_atoms:
+            raise DataError(f"the descriptor is for {self.n_atoms} atoms, the geometries have {positions.shape[1]}")
         first, second = (torch.as_tensor(np.array(i)) for i in pair_indices(self.n_atoms))
         difference = positions[:, first] - positions[:, second]
         squared = torch.linalg.vecdot(difference, difference)

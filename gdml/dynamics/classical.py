@@ -79,6 +79,7 @@ def run_md(
     force_field : ForceField
     atoms : Atoms
         Start; momenta are drawn at the temperature, with no overall motion.
+        The centre of mass is held, unless there are other constraints.
     steps : int
     temperature_K : float
     timestep_fs : float
@@ -113,7 +114,8 @@ def run_md(
         check_writable(trajectory)
     calculator = GDMLCalculator(force_field)
     atoms.calc = calculator
-    atoms.set_constraint(FixCom())
+    if not atoms.constraints:
+        atoms.set_constraint(FixCom())
     rng = np.random.default_rng(seed)
     thermalize_momenta(atoms, temperature_K=temperature_K, rng=rng)
     Stationary(atoms)

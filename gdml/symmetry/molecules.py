@@ -24,7 +24,7 @@ on which or how many frames are given.
 """
 
 from collections.abc import Iterator
-from itertools import pairwise, product
+from itertools import islice, pairwise, product
 
 import networkx as nx
 import numpy as np
@@ -73,21 +73,19 @@ def molecular_group(dataset: Dataset, *, handedness: str = "local", max_order: i
             f"no two atoms of {dataset.formula} are bonded (the closest pair is {closest:.3g} Å apart); "
             "are the positions in Å? For single atoms side by side give symmetry='none' or a group"
         )
-    tetrahedra = _tetrahedra(graph, dataset.positions)
+    candidates = _candidates(graph, dataset.formula)
+    tetrahedra = _tetrahedra(graph, dataset.positions, candidates)
     coupled = _coupled(graph, list(tetrahedra), handedness)
-    double = _double_bonds(graph, dataset, distances)
+    double = _double_bonds(graph, dataset, distances, candidates)
     kept = []
-    for number, permutation in enumerate(automorphisms(graph)):
+    for permutation in candidates:
         mirrored = {a: _mirrored(a, permutation, tetrahedra) for a in tetrahedra}
         if all(mirrored[a] == mirrored[b] for a, b in coupled) and all(
             cis == double[_image(bond, permutation)] for bond, cis in double.items()
         ):
             kept.append(permutation)
-        if number >= MAX_ORDER or len(kept) > max_order:
-            raise SymmetryError(
-                f"{dataset.formula} has more than {max_order} reachable permutations of equal atoms; "
-                "give a smaller group, symmetry=PermutationGroup.generate([...]), or symmetry='none'"
-            )
+    if len(kept) > max_order:
+        raise SymmetryError(_too_many(dataset.formula, max_order))
     return PermutationGroup(kept)
 
 
@@ -113,8 +111,29 @@ def automorphisms(graph: nx.Graph) -> Iterator[np.ndarray]:
         yield np.array([mapping[a] for a in range(len(graph))])
 
 
-def _tetrahedra(graph: nx.Graph, positions: np.ndarray) -> dict[int, tuple[list[int], float]]:
-    """Atoms of fixed handedness: their neighbours, and the sign of the volume these span."""
+def _candidates(graph: nx.Graph, formula: str) -> list[np.ndarray]:
+    found = list(islice(automorphisms(graph), MAX_ORDER + 1))
+    if len(found) > MAX_ORDER:
+        raise SymmetryError(_too_many(formula, MAX_ORDER))
+    return found
+
+
+def _too_many(formula: str, most: int) -> str:
+    return (
+        f"{formula} has more than {most} permutations of equal atoms that come into question; "
+        "give a smaller group, symmetry=PermutationGroup.generate([...]), or symmetry='none'"
+    )
+
+
+Tetrahedra = dict[int, tuple[list[int], float]]
+
+
+def _tetrahedra(graph: nx.Graph, positions: np.ndarray, candidates: list[np.ndarray]) -> Tetrahedra:
+    """Atoms of fixed handedness: their neighbours, and the sign of the volume these span.
+
+    Only those whose equivalents all are tetrahedra too: else the permutations
+    that respect handedness would be no group.
+    """
     found = {}
     for atom in graph:
         neighbours = sorted(graph[atom])
@@ -122,7 +141,7 @@ def _tetrahedra(graph: nx.Graph, positions: np.ndarray) -> dict[int, tuple[list[
             volumes = _volumes(positions, atom, neighbours)
             if np.abs(np.median(volumes)) > FLAT and (np.sign(volumes) == np.sign(volumes[0])).all():
                 found[atom] = (neighbours, float(np.sign(volumes[0])))
-    return found
+    return {atom: t for atom, t in found.items() if all(int(p[atom]) in found for p in candidates)}
 
 
 def _volumes(positions: np.ndarray, atom: int, neighbours: list[int]) -> np.ndarray:
@@ -133,14 +152,12 @@ def _volumes(positions: np.ndarray, atom: int, neighbours: list[int]) -> np.ndar
     return np.einsum("mi,mi->m", a, np.cross(b, c)) / 3.0
 
 
-def _mirrored(atom: int, permutation: np.ndarray, tetrahedra: dict) -> bool:
+def _mirrored(atom: int, permutation: np.ndarray, tetrahedra: Tetrahedra) -> bool:
     """Whether a permutation takes a tetrahedron to one of the other handedness."""
     neighbours, sign = tetrahedra[atom]
-    target = tetrahedra.get(int(permutation[atom]))
-    if target is None:
-        return False
-    image = [int(permutation[a]) for a in neighbours]
-    return sign * target[1] * _parity([target[0].index(a) for a in image]) < 0
+    target, target_sign = tetrahedra[int(permutation[atom])]
+    order = [target.index(int(permutation[a])) for a in neighbours]
+    return sign * target_sign * _parity(order) < 0
 
 
 def _parity(order: list[int]) -> int:
@@ -160,8 +177,13 @@ def _coupled(graph: nx.Graph, tetrahedra: list[int], handedness: str) -> list[tu
 Bond = tuple[int, int, int, int]
 
 
-def _double_bonds(graph: nx.Graph, dataset: Dataset, distances: np.ndarray) -> dict[Bond, bool]:
-    """Substituents (i, a, b, j) on double bonds a=b, and whether i and j are cis."""
+def _double_bonds(
+    graph: nx.Graph, dataset: Dataset, distances: np.ndarray, candidates: list[np.ndarray]
+) -> dict[Bond, bool]:
+    """Substituents (i, a, b, j) on double bonds a=b, and whether i and j are cis.
+
+    As with tetrahedra, only bonds whose equivalents all are double bonds.
+    """
     radii = covalent_radii[dataset.numbers]
     found = {}
     rigid = nx.bridges(graph)  # bonds that belong to no ring
@@ -171,7 +193,7 @@ def _double_bonds(graph: nx.Graph, dataset: Dataset, distances: np.ndarray) -> d
             for i, j in product(set(graph[a]) - {b}, set(graph[b]) - {a}):
                 cis = bool(np.median(_cosine(dataset.positions, i, a, b, j)) > 0)
                 found[_canonical((i, a, b, j))] = cis
-    return found
+    return {bond: cis for bond, cis in found.items() if all(_image(bond, p) in found for p in candidates)}
 
 
 def _cosine(positions: np.ndarray, i: int, a: int, b: int, j: int) -> np.ndarray:
