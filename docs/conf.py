@@ -12,7 +12,6 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
-    "sphinx.ext.intersphinx",
     "sphinx.ext.mathjax",
 ]
 exclude_patterns = ["_build", "jupyter_execute"]
@@ -31,9 +30,6 @@ napoleon_google_docstring = False
 napoleon_use_rtype = False
 napoleon_custom_sections = [("Warns", "params_style")]
 default_role = "code"
-
-# The docs build without a network; nothing outside is looked up.
-intersphinx_mapping = {}
 
 
 def escape_group_order(app, what, name, obj, options, lines):
