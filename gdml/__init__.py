@@ -8,30 +8,40 @@
 Energies are in eV, lengths in Å, everywhere.
 """
 
-from ._version import __version__
-from .calculator import GDMLCalculator
-from .dataset import Dataset, read
-from .descriptors import InverseDistances
-from .errors import GDMLError, GDMLWarning
-from .force_field import ForceField, Prediction, load
-from .metrics import Metrics, evaluate
-from .symmetry import PermutationGroup, molecular_group
-from .training import fit
+from importlib import import_module
 
-__all__ = [
-    "Dataset",
-    "ForceField",
-    "GDMLCalculator",
-    "GDMLError",
-    "GDMLWarning",
-    "InverseDistances",
-    "Metrics",
-    "PermutationGroup",
-    "Prediction",
-    "__version__",
-    "evaluate",
-    "fit",
-    "load",
-    "molecular_group",
-    "read",
-]
+from ._version import __version__
+
+# Where each public name lives. They are imported on first use: torch takes two
+# seconds to load, and the command line has to say how its threads wait before
+# that.
+_HOME = {
+    "Dataset": "dataset",
+    "ForceField": "force_field",
+    "GDMLCalculator": "calculator",
+    "GDMLError": "errors",
+    "GDMLWarning": "errors",
+    "InverseDistances": "descriptors",
+    "Metrics": "metrics",
+    "PermutationGroup": "symmetry",
+    "Prediction": "force_field",
+    "evaluate": "metrics",
+    "fit": "training",
+    "load": "force_field",
+    "molecular_group": "symmetry",
+    "read": "dataset",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'gdml' has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,7 +1,19 @@
-"""``python -m gdml`` is the ``gdml`` command."""
+"""The ``gdml`` command, also as ``python -m gdml``."""
 
+import os
 import sys
 
-from .cli import main
 
-sys.exit(main())
+def run() -> None:
+    """Run the command line and end the program with its exit code."""
+    # Threads that spin while they wait for each other slow training down
+    # more than tenfold as soon as another program uses one of the cores. Has to be said
+    # before torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from .cli import main
+
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

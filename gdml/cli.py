@@ -318,7 +318,3 @@ def _add_demo(commands, data) -> None:
     parser = commands.add_parser("demo", help="the whole job on ethanol", description=demo.__doc__)
     parser.set_defaults(command=demo)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("demo"), help="where to write (./demo)")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

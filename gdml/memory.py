@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from .errors import MemoryBudgetError
+from .solvers import BLOCK
 
 
 def available_memory() -> int:
@@ -31,13 +32,15 @@ def closed_form_bytes(n_frames: int, n_labels: int, size: int, order: int) -> in
     Returns
     -------
     int
-        8 [ (nL)² + 2 n D L + 3 n |S| L + 2 |S| D L ]: the matrix, the labels'
-        duals, and one column of blocks with its intermediates.
+        8 [ (nL)² + 2 n D L + 3 n |S| L + 2 |S| D L + 2 b nL ]: the matrix, the
+        labels' duals, one column of blocks with its intermediates, and columns
+        of width b in the factorisation.
     """
     matrix = (n_frames * n_labels) ** 2
     duals = 2 * n_frames * size * n_labels
     column = 3 * n_frames * order * n_labels + 2 * order * size * n_labels
-    return 8 * (matrix + duals + column)
+    factorisation = 2 * min(BLOCK, n_frames * n_labels) * n_frames * n_labels
+    return 8 * (matrix + duals + column + factorisation)
 
 
 def check_closed_form(n_frames: int, n_labels: int, size: int, order: int, budget: int | None = None) -> int:

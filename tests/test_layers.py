@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import gdml
 
 PACKAGE = Path(gdml.__file__).parent
@@ -12,13 +14,13 @@ PACKAGE = Path(gdml.__file__).parent
 # A module may import from earlier lines, and from earlier on its own line.
 LAYERS = [
     ["_version", "errors"],
-    ["units", "geometry", "kernels", "npz", "memory", "progress"],
+    ["units", "geometry", "kernels", "npz", "progress"],
     ["io", "dataset", "data"],
     ["symmetry.group", "symmetry.molecules", "symmetry"],
     ["descriptors.inverse_distances", "descriptors"],
     ["contractions.gemm", "contractions"],
     ["operators"],
-    ["solvers"],
+    ["solvers", "memory"],
     ["sgdml_models", "force_field", "metrics", "selection", "training"],
     ["calculator", "dynamics.classical", "dynamics"],
     ["plots", "cli", "__main__"],
@@ -82,7 +84,8 @@ def _external(source: str) -> set[str]:
 def test_import_has_no_side_effects():
     code = (
         "import sys, logging, warnings; before = warnings.showwarning\n"
-        "import gdml, torch\n"
+        "import gdml; assert 'torch' not in sys.modules\n"
+        "import torch; [getattr(gdml, name) for name in gdml.__all__]\n"
         "assert not torch.cuda.is_initialized()\n"
         "assert not {'pykeops', 'matplotlib', 'spglib'} & set(sys.modules), 'heavy import'\n"
         "assert not logging.getLogger().handlers and not logging.getLogger('gdml').handlers\n"
@@ -90,6 +93,12 @@ def test_import_has_no_side_effects():
         "assert torch.get_default_dtype() == torch.float32\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_public_names():
+    assert set(gdml.__all__) <= set(dir(gdml))
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = gdml.nonsense
 
 
 def test_public_names_have_docstrings():
