@@ -51,6 +51,9 @@ def plot_learning_curve(sizes: list[int], metrics: list[Metrics], path: str | Pa
         axis.loglog(sizes, [1e3 * getattr(m, key) for m in metrics], "o-")
         axis.set(xlabel="training geometries", ylabel=label)
         axis.set_xticks(sizes, [str(n) for n in sizes])
+        axis.set_xticks([], minor=True)
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
         axis.grid(alpha=0.3, which="both")
     _save(figure, path)
 
