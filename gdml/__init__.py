@@ -35,13 +35,19 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 
+_MODULES = {"data", "dynamics", "errors", "plots"} | set(_HOME.values())
+
+
 def __getattr__(name: str):
-    if name not in _HOME:
+    if name in _HOME:
+        value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    elif name in _MODULES:
+        value = import_module(f".{name}", __name__)
+    else:
         raise AttributeError(f"module 'gdml' has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted({*globals(), *_HOME, *_MODULES})

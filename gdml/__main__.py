@@ -3,6 +3,8 @@
 import os
 import sys
 
+from .errors import INTERRUPTED
+
 
 def run() -> None:
     """Run the command line and end the program with its exit code."""
@@ -10,9 +12,13 @@ def run() -> None:
     # more than tenfold as soon as another program uses one of the cores. Has to be said
     # before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from .cli import main
+    try:
+        from .cli import main
 
-    sys.exit(main())
+        code = main()
+    except KeyboardInterrupt:  # while torch is loaded
+        code = INTERRUPTED
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -17,16 +17,14 @@ import numpy as np
 from . import plots
 from ._version import __version__
 from .data import ethanol
-from .dataset import Dataset, read
+from .dataset import Dataset, read, read_structure
 from .dynamics import run_md
-from .errors import DataError, FormatError, GDMLError, GDMLWarning
+from .errors import INTERRUPTED, DataError, FormatError, GDMLError, GDMLWarning, OutputError
 from .force_field import ForceField, load
 from .metrics import Metrics, compare, evaluate
 from .npz import check_writable, read_archive
 from .sgdml_models import is_sgdml_model
 from .training import fit
-
-INTERRUPTED = 130
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,6 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(error, error.exit_code)
     except FileNotFoundError as error:
         return _fail(error, DataError.exit_code)
+    except OSError as error:
+        return _fail(error, OutputError.exit_code)
     except KeyboardInterrupt:
         return _fail("interrupted; files are written whole or not at all, so none is damaged", INTERRUPTED)
 
@@ -81,7 +81,7 @@ def train(options: argparse.Namespace) -> None:
         prediction = force_field.predict(validation.positions)
         print(f"validation: {compare(prediction, validation, force_field.energies_are_relative)}")
         if options.plot:
-            plots.plot_parity(prediction, validation, options.plot)
+            plots.plot_parity(prediction, validation, options.plot, relative=force_field.energies_are_relative)
     if options.learning_curve:
         settings |= {"length_scale": force_field.length_scale, "symmetry": force_field.group, "progress": False}
         _learning_curve(training, validation, settings, options.learning_curve)
@@ -105,8 +105,7 @@ def _split(dataset: Dataset, n_train: int | None, n_valid: int | None, seed: int
 def _prepare_plots(*paths: Path | None) -> None:
     """Find out before the work whether pictures can be drawn and written."""
     for path in filter(None, paths):
-        plots.require_matplotlib()
-        check_writable(path)
+        plots.check_picture(path)
 
 
 def _learning_curve(training: Dataset, validation: Dataset, settings: dict, path: Path) -> None:
@@ -129,7 +128,7 @@ def test(options: argparse.Namespace) -> None:
     metrics = compare(prediction, dataset, force_field.energies_are_relative)
     print(json.dumps(metrics.to_dict()) if options.json else metrics)
     if options.plot:
-        plots.plot_parity(prediction, dataset, options.plot)
+        plots.plot_parity(prediction, dataset, options.plot, relative=force_field.energies_are_relative)
 
 
 def show(options: argparse.Namespace) -> None:
@@ -169,7 +168,7 @@ def convert(options: argparse.Namespace) -> None:
 def md(options: argparse.Namespace) -> None:
     """Molecular dynamics from a structure."""
     force_field = load(options.model)
-    atoms = read(options.structure, index=options.index).to_atoms()[0]
+    atoms = read_structure(options.structure, options.index)
     start = time.perf_counter()
     report = run_md(
         force_field,
@@ -237,6 +236,13 @@ def _auto_or_float(text: str) -> float | str:
     return text if text == "auto" else float(text)
 
 
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gdml", description="Kernel force fields from few reference geometries.")
     parser.add_argument("--version", action="version", version=f"gdml {__version__}")
@@ -263,13 +269,13 @@ def _add_train(commands, data) -> None:
     parser.add_argument("data", type=Path, help="file of geometries with forces")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="MODEL", help="model file to write (.npz)")
     parser.add_argument("--n-train", type=int, metavar="N", help="train on N frames, drawn by energy strata (all)")
-    parser.add_argument("--n-valid", type=int, metavar="N", help="hold out N other frames (200, or what is left)")
+    parser.add_argument("--n-valid", type=_natural, metavar="N", help="hold out N other frames (200, or what is left)")
     parser.add_argument("--length-scale", type=_auto_or_float, default="auto", metavar="L", help="1/Å, or auto")
     parser.add_argument("--noise", type=_auto_or_float, default="auto", metavar="X", help="1e-10 by default")
     parser.add_argument("--kernel", default="matern52", help="matern52 (default) or gaussian")
     parser.add_argument("--symmetry", choices=("auto", "none"), default="auto", help="permutations of equal atoms")
     parser.add_argument("--use-energy", action="store_true", help="train on energies too")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw of frames (0)")
+    parser.add_argument("--seed", type=_natural, default=0, help="of the draw of frames (0)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="parity plot of the held-out frames")
     parser.add_argument("--learning-curve", type=Path, metavar="FILE", help="plot errors at n/8, n/4, n/2 and n")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
@@ -308,7 +314,7 @@ def _add_md(commands, data) -> None:
     parser.add_argument("--timestep", type=float, default=0.5, metavar="FS", help="fs (0.5)")
     parser.add_argument("--ensemble", choices=("langevin", "nve"), default="langevin")
     parser.add_argument("--friction", type=float, default=0.01, metavar="PER_FS", help="1/fs (0.01)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=_natural, default=0)
     parser.add_argument("-o", "--output", type=Path, metavar="TRAJ", help="ASE trajectory to write")
     parser.add_argument("--interval", type=int, default=10, help="steps between frames (10)")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar")

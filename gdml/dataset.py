@@ -36,6 +36,9 @@ class Dataset:
         Directions in which the geometries repeat.
     name : str
         What messages and model files call these data.
+    frame_numbers : (M,) int array, optional
+        What messages call the frames: their places in the file or list that
+        they came from, also after a choice of some of them.
 
     Raises
     ------
@@ -52,12 +55,15 @@ class Dataset:
     cell: np.ndarray | None = None
     pbc: tuple[bool, bool, bool] = (False, False, False)
     name: str = ""
+    frame_numbers: np.ndarray | None = None
 
     def __post_init__(self):
         positions = np.asarray(self.positions, dtype=float)
         if positions.ndim != 3 or positions.shape[2] != 3:
             raise DataError(f"positions must have the shape (frames, atoms, 3), not {positions.shape}")
         n_frames, n_atoms = positions.shape[:2]
+        frame_numbers = np.arange(n_frames) if self.frame_numbers is None else np.asarray(self.frame_numbers)
+        object.__setattr__(self, "frame_numbers", _frozen(frame_numbers))
         if n_frames == 0:
             raise DataError("a dataset needs at least one geometry, and there is none")
         shapes = {
@@ -68,7 +74,7 @@ class Dataset:
         }
         for field, shape in shapes.items():
             self._freeze(field, shape)
-        object.__setattr__(self, "numbers", _frozen(np.asarray(self.numbers, dtype=np.int64)))
+        object.__setattr__(self, "numbers", _frozen(_atomic_numbers(self.numbers)))
         object.__setattr__(self, "pbc", tuple(bool(p) for p in np.broadcast_to(self.pbc, 3)))
         if self.numbers.shape != (n_atoms,):
             raise DataError(f"{n_atoms} atoms have positions but {self.numbers.size} have numbers")
@@ -86,7 +92,7 @@ class Dataset:
         finite = np.isfinite(values).reshape(len(values), -1).all(1)
         if not finite.all():
             raise DataError(
-                f"{field} of {name_frames(np.flatnonzero(~finite))} is NaN or infinite; "
+                f"{field} of {name_frames(self.frame_numbers[~finite])} is NaN or infinite; "
                 "remove such frames or compute them again"
             )
         object.__setattr__(self, field, _frozen(values))
@@ -100,9 +106,8 @@ class Dataset:
             if distances.min() < CLOSEST:
                 frame, pair = np.unravel_index(distances.argmin(), distances.shape)
                 atoms = " and ".join(self.label(a) for a in (second[pair], first[pair]))
-                raise DataError(
-                    f"frame {start + frame}: atoms {atoms} are {distances.min():.3g} Å apart; are the positions in Å?"
-                )
+                where = name_frames(self.frame_numbers[[start + frame]])
+                raise DataError(f"{where}: atoms {atoms} are {distances.min():.3g} Å apart; are the positions in Å?")
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -113,12 +118,16 @@ class Dataset:
         frames = np.atleast_1d(frames)
         chosen = {
             field: getattr(self, field)[frames]
-            for field in ("positions", "energy", "forces", "stress")
+            for field in ("positions", "energy", "forces", "stress", "frame_numbers")
             if getattr(self, field) is not None
         }
         if self.cell is not None and self.cell.ndim == 3:
             chosen["cell"] = self.cell[frames]
         return replace(self, **chosen)
+
+    def __repr__(self) -> str:
+        labels = [field for field in ("energy", "forces", "stress") if getattr(self, field) is not None]
+        return f"Dataset({len(self)} geometries of {self.formula}: {', '.join(labels) or 'no labels'})"
 
     @property
     def n_atoms(self) -> int:
@@ -253,6 +262,27 @@ def read(
     """
     keys = {"energy": energy_key, "forces": forces_key, "stress": stress_key}
     return Dataset(**io.read_fields(source, index, keys, energy_unit, length_unit))
+
+
+def read_structure(path: str | Path, index: int = 0) -> Atoms:
+    """One geometry of a file, without labels or a calculator.
+
+    Raises
+    ------
+    FileNotFoundError, FormatError
+        As `read`.
+    DataError
+        If there is no such frame.
+    """
+    atoms = io.read_structure(path, index)
+    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+
+
+def _atomic_numbers(numbers: ArrayLike) -> np.ndarray:
+    result = np.asarray(numbers)
+    if result.dtype.kind not in "iu" or (result.size and not 1 <= result.min() <= result.max() < len(chemical_symbols)):
+        raise DataError(f"numbers must be atomic numbers such as 1, 6, 8, not {result.ravel()[:5].tolist()}")
+    return result.astype(np.int64)
 
 
 def _frozen(values: np.ndarray) -> np.ndarray:

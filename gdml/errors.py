@@ -6,6 +6,8 @@ the exit code with which the command line ends on it.
 
 from collections.abc import Sequence
 
+INTERRUPTED = 130  # the exit code that a shell expects of a program that Ctrl-C ended
+
 
 class GDMLError(Exception):
     """Base class of all errors of this package."""

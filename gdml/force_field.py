@@ -16,6 +16,7 @@ from torch import Tensor
 from .contractions import GemmContraction
 from .descriptors import InverseDistances
 from .errors import DataError, FormatError, ModelMismatchError
+from .geometry import pair_distances, pair_indices
 from .kernels import RadialKernel, kernel_by_name
 from .npz import Archive, read_archive, write_archive
 from .sgdml_models import from_sgdml, is_sgdml_model, to_sgdml
@@ -136,7 +137,8 @@ class ForceField:
         Raises
         ------
         DataError
-            If the shape does not fit, or a position is not finite.
+            If the shape does not fit, a position is not finite, or two atoms
+            coincide.
         """
         given = _tensor(positions)
         n_atoms = len(self.numbers)
@@ -150,11 +152,19 @@ class ForceField:
         batch = given.reshape(-1, n_atoms, 3)
         parts = [self._predict(part) for part in batch.split(MAX_FRAMES)]
         energy, forces = (torch.cat(p) if len(parts) > 1 else p[0] for p in zip(*parts, strict=True))
+        if not bool(energy.isfinite().all()):
+            raise DataError(self._name_coincident(batch, int((~energy.isfinite()).nonzero()[0])))
         if isinstance(positions, Tensor):
             return Prediction(energy.reshape(given.shape[:-2]), forces.view_as(given))
         if given.ndim == 2:
             return Prediction(float(energy), forces[0].numpy())
         return Prediction(energy.numpy(), forces.numpy())
+
+    def _name_coincident(self, batch: Tensor, geometry: int) -> str:
+        distances = pair_distances(batch[geometry : geometry + 1].numpy())[0]
+        first, second = (int(i[distances.argmin()]) for i in pair_indices(len(self.numbers)))
+        atoms = " and ".join(f"{chemical_symbols[self.numbers[a]]}{a}" for a in (second, first))
+        return f"geometry {geometry}: atoms {atoms} are {distances.min():.3g} Å apart, where no force is defined"
 
     def _predict(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         features = self.descriptor.evaluate(positions)
@@ -162,19 +172,24 @@ class ForceField:
         return e + self.offset, features.vjp(-g)
 
     @cached_property
-    def _region(self) -> tuple[np.ndarray, np.ndarray]:
+    def _range(self) -> tuple[np.ndarray, np.ndarray]:
         """Range of each descriptor entry over the training geometries and the group."""
-        low = self.y.min(0)[self._action].min(0)
-        high = self.y.max(0)[self._action].max(0)
-        margin = 0.5 * (high - low)
+        return self.y.min(0)[self._action].min(0), self.y.max(0)[self._action].max(0)
+
+    @cached_property
+    def _region(self) -> tuple[np.ndarray, np.ndarray]:
+        """The same, widened."""
+        low, high = self._range
+        # Half of the width, and something for distances that training holds fixed.
+        margin = np.maximum(0.5 * (high - low), 0.01 * np.abs(high + low))
         return low - margin, high + margin
 
     def outside(self, positions: ArrayLike) -> list[Excess]:
         """Pairs of atoms that are far out of the range of the training data.
 
         The range of each pair, over all training geometries and symmetric
-        copies, is widened by half of its width on both sides (in the
-        descriptor). What is outside is extrapolated, and not to be trusted.
+        copies, is widened on both sides (in the descriptor) by half of its width
+        or 2 % of its value. What is outside is extrapolated, and not to be trusted.
 
         Parameters
         ----------
@@ -194,9 +209,7 @@ class ForceField:
         return [self._excess(int(k), x[k]) for k in worst if excess[k] > 0]
 
     def _excess(self, entry: int, value: float) -> Excess:
-        low, high = self._region
-        margin = (high[entry] - low[entry]) / 4
-        ends = (self.descriptor.explain(entry, v)[2] for v in (high[entry] - margin, low[entry] + margin))
+        ends = (self.descriptor.explain(entry, v[entry])[2] for v in reversed(self._range))
         first, second, distance = self.descriptor.explain(entry, value)
         return Excess((first, second), distance, *ends)
 
@@ -221,7 +234,7 @@ class ForceField:
         raise ModelMismatchError(f"this force field is for {self.formula}, the atoms are {found}")
 
     def save(self, path: str | Path, *, format: str = "gdml") -> None:
-        """Write the force field to a ``.npz`` file without pickled objects.
+        """Write the force field to a ``.npz`` file, without pickled objects in the format "gdml".
 
         Parameters
         ----------
@@ -302,12 +315,21 @@ def load(path: str | Path) -> ForceField:
     if archive.text("format") != FORMAT:
         known = ", ".join(sorted(archive)[:8])
         raise FormatError(f"{path}: this is no force field; the file has the fields {known}")
-    if int(archive["schema"]) > SCHEMA:
+    if archive.text("schema") != str(SCHEMA):
         raise FormatError(f"{path}: written by a later version (schema {archive['schema']}); update gdml")
+    try:
+        return _checked(_from_fields(archive), archive)
+    except (KeyError, ValueError, TypeError) as error:
+        if isinstance(error, FormatError):
+            raise
+        raise FormatError(f"{path}: this force field is damaged ({error})") from error
+
+
+def _from_fields(archive: Archive) -> ForceField:
     recipe = json.loads(archive.text("recipe"))
     numbers = archive["numbers"]
     if recipe["descriptor"]["name"] != InverseDistances.name:
-        raise FormatError(f"{path}: unknown descriptor {recipe['descriptor']['name']!r}; update gdml")
+        raise FormatError(f"{archive.path}: unknown descriptor {recipe['descriptor']['name']!r}; update gdml")
     return ForceField(
         numbers=numbers,
         descriptor=InverseDistances(len(numbers), recipe["descriptor"]["power"]),
@@ -321,7 +343,20 @@ def load(path: str | Path) -> ForceField:
     )
 
 
+def _checked(force_field: ForceField, archive: Archive) -> ForceField:
+    """The force field, if its parts fit together and are finite."""
+    y, w, c = force_field.y, force_field.w, force_field.c
+    expected = (len(y), force_field.descriptor.size)
+    if y.shape != expected or w.shape != expected or (c is not None and c.shape != expected[:1]):
+        raise FormatError(f"{archive.path}: the shapes of references {y.shape} and coefficients {w.shape} do not fit")
+    if force_field.group.n_atoms != len(force_field.numbers):
+        raise FormatError(f"{archive.path}: the permutations are of {force_field.group.n_atoms} atoms")
+    if not all(np.isfinite(part).all() for part in (y, w, force_field.offset) + (() if c is None else (c,))):
+        raise FormatError(f"{archive.path}: the coefficients contain NaN or infinite values")
+    return force_field
+
+
 def _from_sgdml(archive: Archive) -> ForceField:
     parts = from_sgdml(archive)
     kernel = kernel_by_name("matern52")(parts.pop("length_scale"))
-    return ForceField(descriptor=InverseDistances(len(parts["numbers"])), kernel=kernel, **parts)
+    return _checked(ForceField(descriptor=InverseDistances(len(parts["numbers"])), kernel=kernel, **parts), archive)

@@ -85,7 +85,7 @@ def median_distances(positions: np.ndarray, max_frames: int = 500) -> np.ndarray
     return result + result.T
 
 
-def bonds(numbers: np.ndarray, distances: np.ndarray, scale: float = 1.25) -> np.ndarray:
+def bonds(numbers: np.ndarray, distances: np.ndarray, scale: float = 1.3) -> np.ndarray:
     """Which pairs are bonded: closer than `scale` times the sum of covalent radii.
 
     Parameters

@@ -15,10 +15,14 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from .errors import DataError, DataWarning, FormatError, OutputError, name_frames
-from .npz import Archive, check_writable, read_archive, write_archive
+from .npz import Archive, check_writable, read_archive, whole_file, write_archive
 from .units import energy_factor, length_factor
 
 Fields = dict[str, np.ndarray]
+
+# Endings of files in which ASE keeps all labels, and what may follow them.
+LOSSLESS = (".extxyz", ".xyz", ".traj", ".db", ".json")
+COMPRESSED = (".gz", ".bz2", ".xz")
 
 
 def read_fields(
@@ -43,6 +47,16 @@ def read_fields(
     return _from_atoms(frames, keys, name, energy_unit or "eV", length_unit or "Ang")
 
 
+def read_structure(path: str | Path, index: int) -> Atoms:
+    """One geometry of a file of any format."""
+    path = Path(path)
+    if path.suffix == ".npz":
+        return to_atoms(read_fields(path, index, {}, None, None))[0]
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    return _read_ase(path, index)[0]
+
+
 def write_fields(fields: Fields, path: str | Path) -> None:
     """Write ``.npz`` in the sGDML format, else by ASE from the suffix.
 
@@ -54,10 +68,12 @@ def write_fields(fields: Fields, path: str | Path) -> None:
     path = check_writable(path)
     if path.suffix == ".npz":
         return write_archive(path, _to_archive(fields))
-    try:
-        ase.io.write(path, to_atoms(fields))
-    except ase.io.formats.UnknownFileTypeError as error:
-        raise OutputError(f"{path}: ASE knows no format for this suffix; use .extxyz") from error
+    if not path.name.removesuffix(path.suffix if path.suffix in COMPRESSED else "").endswith(LOSSLESS):
+        raise OutputError(
+            f"{path}: energies and forces are kept by files that end in {', '.join(LOSSLESS)} or .npz; use one"
+        )
+    with whole_file(path) as partial:
+        ase.io.write(partial, to_atoms(fields))
     return None
 
 
@@ -78,6 +94,8 @@ def to_atoms(fields: Fields) -> list[Atoms]:
 def _read_ase(path: Path, index: str | int | slice) -> list[Atoms]:
     try:
         frames = ase.io.read(path, index=index)
+    except (IndexError, StopIteration) as error:
+        raise DataError(f"{path}: there is no frame {index}") from error
     except Exception as error:  # each of ASE's readers fails in its own way
         raise FormatError(f"{path}: ASE could not read this file ({type(error).__name__}: {error})") from error
     return [frames] if isinstance(frames, Atoms) else frames
@@ -89,6 +107,7 @@ def _from_atoms(
     first = frames[0]
     for number, atoms in enumerate(frames):
         _check_same_atoms(first, atoms, number)
+        _check_calculator(atoms, number)
     energy, length = energy_factor(energy_unit), length_factor(length_unit)
     factors = {"energy": energy, "forces": energy / length, "stress": energy / length**3}
     labels = {field: _labels(frames, field, key) for field, key in keys.items()}
@@ -116,6 +135,15 @@ def _check_same_atoms(first: Atoms, atoms: Atoms, number: int) -> None:
         raise DataError(f"frame {number} is {found}, frame 0 is {expected}; use one dataset for each molecule")
     if not np.array_equal(first.pbc, atoms.pbc):
         raise DataError(f"frame {number} has pbc={atoms.pbc.tolist()}, frame 0 has {first.pbc.tolist()}")
+
+
+def _check_calculator(atoms: Atoms, number: int) -> None:
+    """Raise if a calculator's results are of other positions, as one's that several Atoms share."""
+    if atoms.calc is not None and getattr(atoms.calc, "results", None) and atoms.calc.check_state(atoms):
+        raise DataError(
+            f"the calculator of frame {number} holds results of other positions than the frame's; compute it again "
+            "and keep the results, with a SinglePointCalculator for each frame"
+        )
 
 
 def _labels(frames: list[Atoms], field: str, key: str | None) -> np.ndarray | None:
@@ -168,6 +196,9 @@ def _from_archive(
     if archive.text("type", "d") != "d":
         raise FormatError(f"{archive.path}: this is no dataset but a file of type {archive.text('type')!r}")
     positions, forces, numbers = archive["R"], archive["F"], archive["z"]
+    lengths = {name: len(archive[name]) for name in ("R", "F", "E") if name in archive}
+    if len(set(lengths.values())) > 1:
+        raise FormatError(f"{archive.path}: the fields have different numbers of frames: {lengths}")
     if not {"r_unit", "e_unit"} <= archive.keys() and not (energy_unit and length_unit):
         warnings.warn(
             f"{archive.path} does not say its units; taken as kcal/mol and Å, as this format's "
@@ -178,7 +209,10 @@ def _from_archive(
     energy = energy_factor(energy_unit or archive.text("e_unit", "kcal/mol"))
     length = length_factor(length_unit or archive.text("r_unit", "Ang"))
     frames = ase.io.formats.string2index(index) if isinstance(index, str) else index
-    chosen = np.atleast_1d(np.arange(len(positions))[frames])
+    try:
+        chosen = np.atleast_1d(np.arange(len(positions))[frames])
+    except IndexError as error:
+        raise DataError(f"{archive.path}: there is no frame {index}, but {len(positions)} in all") from error
     fields = {
         "positions": positions[chosen] * length,
         "numbers": numbers,

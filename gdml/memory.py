@@ -4,17 +4,32 @@ import os
 from pathlib import Path
 
 from .errors import MemoryBudgetError
-from .solvers import BLOCK
+from .solvers.cholesky import BLOCK
+
+RESERVE = 0.9  # of what is available; the rest is left to others
 
 
 def available_memory() -> int:
-    """Bytes that can be allocated now without swapping; half of the machine's where unknown."""
+    """Bytes that can be allocated now without swapping; half of the machine's where unknown.
+
+    In a container or batch job that has a limit of its own, what is left of that.
+    """
     meminfo = Path("/proc/meminfo")
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     if meminfo.exists():
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+                available = int(line.split()[1]) * 1024
+    return int(RESERVE * min(available, _left_in_control_group(available)))
+
+
+def _left_in_control_group(unlimited: int) -> int:
+    """What Linux' control group (version 2) of this process may still take."""
+    group = Path("/sys/fs/cgroup")
+    limit, used = group / "memory.max", group / "memory.current"
+    if not (limit.exists() and used.exists()) or limit.read_text().strip() == "max":
+        return unlimited
+    return max(0, int(limit.read_text()) - int(used.read_text()))
 
 
 def closed_form_bytes(n_frames: int, n_labels: int, size: int, order: int) -> int:

@@ -3,6 +3,8 @@
 import os
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +59,7 @@ def read_archive(path: str | Path) -> Archive:
                     pickled.add(name)
                 else:
                     fields[name] = archive[name]
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, RuntimeError) as error:
         if isinstance(error, (FileNotFoundError, FormatError)):
             raise
         raise FormatError(
@@ -101,11 +103,22 @@ def check_writable(path: str | Path, suffix: str = "") -> Path:
 
 def write_archive(path: str | Path, fields: dict[str, np.ndarray]) -> None:
     """Write arrays to a ``.npz`` file; at no moment is there half a file."""
-    path = check_writable(path, ".npz")
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with whole_file(check_writable(path, ".npz")) as partial:
+        np.savez_compressed(partial, **fields)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A name to write to; the file appears under its own once it is complete.
+
+    Raises
+    ------
+    OutputError
+        If writing fails; the old file, if there was one, is as it was.
+    """
+    partial = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        with open(partial, "wb") as file:
-            np.savez_compressed(file, **fields)
+        yield partial
         os.replace(partial, path)
     except OSError as error:
         raise OutputError(f"{path}: writing failed ({error})") from error

@@ -7,6 +7,7 @@ the training matrix is Bᵀ · contraction · B + noise.
 """
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,6 +16,10 @@ from .contractions import GemmContraction
 from .dataset import Dataset
 from .descriptors import PairFeatures
 from .geometry import internal_basis
+from .linear import LinearOperator
+
+# Numbers in each of the intermediates of a few columns.
+COLUMN_TILE = 4 * 1024 * 1024
 
 
 class Labels:
@@ -80,7 +85,7 @@ class Labels:
         return torch.cat([slopes.new_zeros(*slopes.shape[:2], 1), slopes], 2)
 
 
-class TrainingOperator:
+class TrainingOperator(LinearOperator):
     """Bᵀ · contraction · B + noise · I, as an operator on M·L coefficients.
 
     Parameters
@@ -97,21 +102,56 @@ class TrainingOperator:
         self.labels = labels
         self.noise = noise
 
+    @cached_property
+    def _duals(self) -> Tensor:
+        return self.labels.duals()
+
     @property
     def shape(self) -> tuple[int, int]:
         return self.labels.values.numel(), self.labels.values.numel()
 
     def matmul(self, v: Tensor) -> Tensor:
-        """The product with a vector, without the matrix."""
+        """The product with v, (ML,) or (ML, m), without the matrix: one contraction for each vector."""
+        if v.ndim == 2:
+            return torch.stack([self.matmul(column) for column in v.mT], 1)
         labels = self.labels
         duals = labels.spread(v.view_as(labels.values))
         jets = self.contraction.apply(labels.features.x, *duals)
         return labels.collect(*jets).flatten() + self.noise * v
 
+    def diagonal(self) -> Tensor:
+        """The diagonal (ML,), noise included."""
+        return self._diagonal + self.noise
+
+    @cached_property
+    def _diagonal(self) -> Tensor:
+        labels, x = self.labels, self.labels.features.x
+        blocks = (
+            self.contraction.blocks(x[i : i + 1], labels.c, w[None], i, labels.c, w)[0]
+            for i, w in enumerate(self._duals)
+        )
+        return torch.cat([block.diagonal() for block in blocks])
+
+    def columns(self, indices: Tensor) -> Tensor:
+        """Columns (ML, len(indices)) of the matrix, without the noise."""
+        labels, x, w = self.labels, self.labels.features.x, self._duals
+        n_labels = len(labels.c)
+        result = x.new_empty(self.shape[0], len(indices))
+        tile = max(1, COLUMN_TILE // (x.numel() + len(x) * len(self.contraction.action)))
+        for start in range(0, len(indices), tile):
+            here = indices[start : start + tile]
+            geometry, label = here // n_labels, here % n_labels
+            e, g = self.contraction.separate(x, geometry, labels.c[label], w[geometry, :, label])
+            block = torch.bmm(w.mT, g.permute(1, 2, 0))
+            if self.labels.use_energy:
+                block += labels.c[:, None] * e[:, None, :]
+            result[:, start : start + tile] = block.flatten(0, 1)
+        return result
+
     def to_dense(self, progress: Callable[[int, int], None] | None = None) -> Tensor:
         """The matrix; only its lower triangle is filled."""
         labels, x = self.labels, self.labels.features.x
-        w = labels.duals()
+        w = self._duals
         n_frames, n_labels = labels.values.shape
         matrix = x.new_zeros(self.shape)
         blocks = matrix.view(n_frames, n_labels, n_frames, n_labels)

@@ -11,8 +11,18 @@ from .metrics import Metrics, compare
 from .npz import check_writable
 
 
-def plot_parity(prediction: Prediction, dataset: Dataset, path: str | Path) -> None:
-    """Predicted against reference forces (and energies, where there are any).
+def plot_parity(prediction: Prediction, dataset: Dataset, path: str | Path, *, relative: bool = False) -> None:
+    """Predicted against reference forces and energies, as far as there are any.
+
+    Parameters
+    ----------
+    prediction : Prediction
+        For the geometries of the dataset.
+    dataset : Dataset
+    path : path
+        Its ending chooses the format.
+    relative : bool
+        Whether the energies are known up to a constant only.
 
     Raises
     ------
@@ -21,11 +31,16 @@ def plot_parity(prediction: Prediction, dataset: Dataset, path: str | Path) -> N
     OutputError
         If the file cannot be written, or matplotlib knows no such format.
     """
-    metrics = compare(prediction, dataset)
-    panels = [("forces", "eV/Å", dataset.forces, prediction.forces, metrics.forces_mae)]
+    path = check_picture(path)
+    metrics = compare(prediction, dataset, relative)
+    panels = []
+    if dataset.forces is not None:
+        panels.append(("forces", "eV/Å", dataset.forces, prediction.forces, metrics.forces_mae))
     if dataset.energy is not None:
         mean = dataset.energy.mean()
-        panels.append(("energy - mean", "eV", dataset.energy - mean, prediction.energy - mean, metrics.energy_mae))
+        shift = prediction.energy.mean() if relative else mean
+        energies = dataset.energy - mean, prediction.energy - shift
+        panels.append(("energy - mean", "eV", *energies, metrics.energy_mae))
     figure, axes = _figure(len(panels))
     for axis, (name, unit, reference, predicted, mae) in zip(axes, panels, strict=True):
         axis.plot(np.ravel(reference), np.ravel(predicted), ".", ms=2, alpha=0.4, rasterized=True)
@@ -33,7 +48,7 @@ def plot_parity(prediction: Prediction, dataset: Dataset, path: str | Path) -> N
         axis.plot(ends, ends, "k-", lw=0.8)
         axis.set(xlabel=f"reference {name} ({unit})", ylabel=f"predicted {name} ({unit})")
         axis.set_title(f"MAE {1e3 * mae:.3g} m{unit}")
-    _save(figure, path)
+    figure.savefig(path, dpi=160)
 
 
 def plot_learning_curve(sizes: list[int], metrics: list[Metrics], path: str | Path) -> None:
@@ -44,6 +59,7 @@ def plot_learning_curve(sizes: list[int], metrics: list[Metrics], path: str | Pa
     MissingExtraError, OutputError
         As `plot_parity`.
     """
+    path = check_picture(path)
     kinds = [("forces_mae", "force MAE (meV/Å)"), ("energy_mae", "energy MAE (meV)")]
     kinds = [(key, label) for key, label in kinds if getattr(metrics[0], key) is not None]
     figure, axes = _figure(len(kinds))
@@ -55,33 +71,33 @@ def plot_learning_curve(sizes: list[int], metrics: list[Metrics], path: str | Pa
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter("{x:g}")
         axis.grid(alpha=0.3, which="both")
-    _save(figure, path)
+    figure.savefig(path, dpi=160)
 
 
-def require_matplotlib() -> None:
-    """Raise unless pictures can be drawn; to be asked before the work.
+def check_picture(path: str | Path) -> Path:
+    """The path, if a picture can be drawn and written there; to be asked before the work.
 
     Raises
     ------
     MissingExtraError
+        Without matplotlib.
+    OutputError
+        If the place cannot be written to, or the ending is of no picture.
     """
     try:
         import matplotlib  # noqa: F401
+        from matplotlib.backend_bases import FigureCanvasBase
     except ImportError as error:
         raise MissingExtraError("matplotlib", "drawing pictures", "plot") from error
+    path = check_writable(path)
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in known:
+        raise OutputError(f"{path}: no format of pictures; the name may end in .png, .pdf or .svg")
+    return path
 
 
 def _figure(n_panels: int):
-    require_matplotlib()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.2 * n_panels, 4.0), layout="constrained")
     return figure, figure.subplots(1, n_panels, squeeze=False)[0]
-
-
-def _save(figure, path: str | Path) -> None:
-    path = check_writable(path)
-    try:
-        figure.savefig(path, dpi=160)
-    except ValueError as error:
-        raise OutputError(f"{path}: {error}") from error

@@ -78,12 +78,14 @@ def to_sgdml(
 ) -> dict[str, np.ndarray]:
     """Fields of a model file that version 1.0.3 of the sGDML package can load, in eV and Å.
 
-    Its torch mode cuts the length scale to an integer; its default mode does not.
+    Its command line and its torch mode want an integer for the length scale; its
+    predictor in NumPy takes any. The two records of errors are pickled
+    dictionaries, as that package wants them.
     """
     if not float(length_scale).is_integer():
         warnings.warn(
-            f"the torch mode of sGDML cuts the length scale {length_scale:g} to an integer and would "
-            "predict something else; its default mode is right",
+            f"sGDML's command line fails on the length scale {length_scale:g}, which is no integer, and its torch mode "
+            "cuts it to one and predicts something else; its predictor in NumPy is right",
             DataWarning,
             stacklevel=3,
         )
@@ -110,7 +112,7 @@ def to_sgdml(
         "R_d_desc_alpha": w,
         "c": offset,
         "std": 1.0,
-        "sig": length_scale,
+        "sig": int(length_scale) if float(length_scale).is_integer() else length_scale,
         "lam": details.get("noise") or 0.0,
         "perms": group.permutations,
         "tril_perms_lin": (pairs + size * np.arange(group.order)[:, None]).flatten("F"),

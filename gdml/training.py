@@ -1,32 +1,38 @@
 """Training: from a dataset to a force field."""
 
-import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from ase import Atoms
 from numpy.typing import ArrayLike
 
 from .contractions import GemmContraction
-from .dataset import Dataset
+from .dataset import Dataset, read
 from .descriptors import InverseDistances, PairFeatures
-from .errors import DataError, DataWarning, EnergyWarning, FitError, SymmetryError, name_frames
+from .energies import compare_units, constant_of_energy
+from .errors import DataError, FitError, SymmetryError, name_frames
 from .force_field import ForceField
 from .kernels import RadialKernel, kernel_by_name
 from .memory import check_closed_form
 from .operators import Labels, TrainingOperator
 from .progress import progress_bar
-from .selection import choose_length_scale, hold_out
+from .selection import GRID, choose_length_scale, hold_out
 from .solvers import cholesky_factor, cholesky_solve
 from .symmetry import PermutationGroup, molecular_group
 
 DEFAULT_NOISE = 1e-10
 # Trainings that only judge a length scale use at most this many unknowns.
 MAX_SEARCH_UNKNOWNS = 6000
+# Energies are checked against forces on frames with this many atoms in all, and
+# not where there are fewer frames than can tell.
+MAX_CHECKED = 600
+MIN_CHECKED = 10
 
 
 def fit(
-    dataset: Dataset,
+    dataset: Dataset | str | Path | list[Atoms],
     *,
     validation: Dataset | None = None,
     symmetry: str | PermutationGroup | ArrayLike = "auto",
@@ -44,10 +50,10 @@ def fit(
 
     Parameters
     ----------
-    dataset : Dataset
+    dataset : Dataset, or what `gdml.read` takes
         At least two geometries of one molecule, with forces. All are used.
     validation : Dataset, optional
-        Held-out geometries on which the length scale is chosen; by default a
+        Other geometries on which the length scale is chosen; by default a
         fifth of the dataset is held out for that, and then trained on too.
     symmetry : {"auto", "none"}, PermutationGroup or (|S|, N) int array
         Permutations of equal atoms. "auto" finds those that the molecule's
@@ -86,14 +92,18 @@ def fit(
     EnergyWarning
         If energies disagree with the integrated forces.
     """
+    dataset = dataset if isinstance(dataset, Dataset) else read(dataset)
     _check_labels(dataset, use_energy)
+    if validation is not None:
+        _check_validation(dataset, validation)
     plan = _plan(dataset, symmetry, descriptor, kernel, noise, use_energy)
-    _check_duplicates(_features(plan, dataset).x.numpy())
+    _check_duplicates(dataset, plan)
     n_labels = 3 * dataset.n_atoms - 5 + use_energy  # of a linear molecule; others have one less
     check_closed_form(len(dataset), n_labels, plan.descriptor.size, plan.group.order)
+    check_energies(dataset, plan)
     if length_scale == "auto":
         length_scale = _search(plan, dataset, validation, progress)
-    return _train(plan, dataset, float(length_scale), progress)
+    return _train(plan, dataset, _number("length_scale", length_scale), progress)
 
 
 @dataclass(frozen=True)
@@ -109,10 +119,13 @@ class _Plan:
 
 def _plan(dataset, symmetry, descriptor, kernel, noise, use_energy) -> _Plan:
     if any(dataset.pbc):
-        raise DataError("the geometries are periodic (pbc); only molecules can be trained so far")
-    noise = DEFAULT_NOISE if noise == "auto" else float(noise)
-    if not noise >= 0:
-        raise FitError(f"the noise must not be negative, but it is {noise}")
+        raise DataError(
+            "the geometries are periodic (pbc), and only molecules can be trained so far; if these are molecules in a "
+            "box, make them whole and set pbc to False"
+        )
+    noise = DEFAULT_NOISE if noise == "auto" else _number("noise", noise)
+    if not 0 <= noise < np.inf:
+        raise FitError(f"the noise must not be negative or infinite, but it is {noise}")
     return _Plan(
         group=_group(dataset, symmetry),
         descriptor=descriptor or InverseDistances(dataset.n_atoms),
@@ -120,6 +133,13 @@ def _plan(dataset, symmetry, descriptor, kernel, noise, use_energy) -> _Plan:
         noise=noise,
         use_energy=use_energy,
     )
+
+
+def _number(name: str, value: float | str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise FitError(f"{name} must be a number or 'auto', not {value!r}") from error
 
 
 def _group(dataset: Dataset, symmetry: str | PermutationGroup | ArrayLike) -> PermutationGroup:
@@ -153,22 +173,40 @@ def _check_labels(dataset: Dataset, use_energy: bool) -> None:
         raise DataError("all forces are zero; there is nothing to learn")
 
 
-def _check_duplicates(x: np.ndarray) -> None:
-    pairs = _duplicates(x)
+def _check_validation(dataset: Dataset, validation: Dataset) -> None:
+    validation.require_forces()
+    if not np.array_equal(dataset.numbers, validation.numbers):
+        raise DataError(f"the validation geometries are {validation.formula}, or in another order than in training")
+    known = {p.tobytes() for p in dataset.positions}
+    shared = [i for i, p in enumerate(validation.positions) if p.tobytes() in known]
+    if shared:
+        raise DataError(f"{name_frames(validation.frame_numbers[shared])} of the validation set: trained on, too")
+
+
+def _check_duplicates(dataset: Dataset, plan: _Plan) -> None:
+    pairs = _duplicates(_features(plan, dataset).x.numpy(), plan.descriptor.permutations(plan.group))
     if pairs:
-        listed = ", ".join(f"{i} and {j}" for i, j in pairs[:5])
+        listed = ", ".join(" and ".join(str(dataset.frame_numbers[i]) for i in pair) for pair in pairs[:5])
         raise DataError(
-            f"{len(pairs)} geometries occur twice (frames {listed}{', ...' if len(pairs) > 5 else ''}), which makes "
-            "the training matrix singular; remove them"
+            f"{len(pairs)} geometries occur twice (frames {listed}{', ...' if len(pairs) > 5 else ''}), up to "
+            "symmetry, which makes the training matrix singular; remove them"
         )
 
 
-def _duplicates(x: np.ndarray, tolerance: float = 1e-10) -> list[tuple[int, int]]:
-    """Pairs of equal rows, found by sorting along one random direction."""
+def _duplicates(x: np.ndarray, action: np.ndarray, tolerance: float = 1e-6) -> list[tuple[int, int]]:
+    """Pairs of rows that are equal up to the group.
+
+    They have equal values of an invariant function, and are neighbours when
+    sorted by it.
+    """
     direction = np.random.default_rng(0).normal(size=x.shape[1])
-    order = np.argsort(x @ direction)
-    close = np.abs(x[order[1:]] - x[order[:-1]]).max(1) < tolerance
-    return [tuple(sorted((int(order[k]), int(order[k + 1])))) for k in np.flatnonzero(close)]
+    images = np.stack([x[:, row] @ direction for row in action], 1)
+    invariant = (images**2).sum(1)
+    slope = 2 * np.abs(images).max() * np.abs(direction).sum() * len(action)
+    order = np.argsort(invariant)
+    near = np.flatnonzero(np.diff(invariant[order]) < tolerance * slope)
+    pairs = [sorted((int(order[k]), int(order[k + 1]))) for k in near]
+    return [(i, j) for i, j in pairs if np.abs(x[j][action] - x[i]).max(1).min() < tolerance]
 
 
 def _features(plan: _Plan, dataset: Dataset) -> PairFeatures:
@@ -183,12 +221,16 @@ def _search(plan: _Plan, dataset: Dataset, validation: Dataset | None, progress:
     if len(training) > most:
         training = training[training.sample(most)]
     spread = float(_features(plan, training).x.std(0).norm())
-    with warnings.catch_warnings(), progress_bar("length scale", progress) as bar:
-        warnings.simplefilter("ignore", EnergyWarning)  # said once, by the final training
-        return choose_length_scale(lambda scale: _train(plan, training, scale, False), validation, spread, progress=bar)
+    with progress_bar("length scale", progress) as bar:
+        return choose_length_scale(
+            lambda scale: _train(plan, training, scale, False, judged_by_forces=True), validation, spread, progress=bar
+        )
 
 
-def _train(plan: _Plan, dataset: Dataset, length_scale: float, progress: bool) -> ForceField:
+def _train(
+    plan: _Plan, dataset: Dataset, length_scale: float, progress: bool, judged_by_forces: bool = False
+) -> ForceField:
+    """Solve for the coefficients; the constant of the energy is left out where forces alone matter."""
     features = _features(plan, dataset)
     labels = Labels(features, dataset, plan.use_energy)
     kernel = plan.kernel(length_scale)
@@ -201,9 +243,9 @@ def _train(plan: _Plan, dataset: Dataset, length_scale: float, progress: bool) -
     solution = cholesky_solve(factor, labels.values.flatten())
     c, w = labels.spread(solution.view_as(labels.values))
     offset = labels.offset
-    if dataset.energy is not None and not plan.use_energy:
+    if dataset.energy is not None and not plan.use_energy and not judged_by_forces:
         e, _ = contraction.apply(features.x, c, w)
-        offset = _constant(e.numpy(), dataset)
+        offset = constant_of_energy(e.numpy(), dataset)
     return ForceField(
         numbers=dataset.numbers,
         descriptor=plan.descriptor,
@@ -223,53 +265,20 @@ def _train(plan: _Plan, dataset: Dataset, length_scale: float, progress: bool) -
     )
 
 
-def _constant(integrated: np.ndarray, dataset: Dataset) -> float:
-    """The constant of the energy, after a check that energies agree with forces.
+def check_energies(dataset: Dataset, plan: _Plan) -> None:
+    """Raise if energies are of another unit or sign than the forces.
 
-    Parameters
-    ----------
-    integrated : (M,) array
-        Energies that the forces imply, up to a constant.
-    dataset : Dataset
-
-    Raises
-    ------
-    DataError
-        If the energies are of another unit or sign than the forces.
+    A small force field is trained on the forces of a few frames, and its
+    energies are compared.
     """
-    reference = dataset.energy
-    difference = reference - integrated
-    constant = float(difference.mean())
-    spread = reference.std()
-    if len(dataset) < 5 or spread == 0 or integrated.std() == 0:
-        return constant
-    correlation = float(np.corrcoef(integrated, reference)[0, 1])
-    slope = float(spread / integrated.std())
-    if correlation < -0.9:
-        raise DataError("energies rise where the forces say they fall; are these gradients instead of forces?")
-    if correlation > 0.9 and not 0.5 < slope < 2.0:
-        raise DataError(
-            f"energies vary {slope:.3g} times as much as the forces imply; they seem to be in different units "
-            "(eV against kcal/mol is 23.06, Hartree 0.0367, and Hartree/Bohr against eV/Å 51.4)"
-        )
-    error = np.abs(difference - constant)
-    typical = np.median(error)
-    if error.mean() > 0.25 * spread:
-        worst = np.argsort(-error)
-        warnings.warn(
-            f"energies disagree with the integrated forces by {1e3 * error.mean():.3g} meV on average, where they "
-            f"vary by {1e3 * spread:.3g} meV; worst in {name_frames(worst)}. The forces are not affected. With few "
-            "geometries this is normal, and use_energy helps; otherwise see whether energies and forces are of the "
-            "same, converged calculation",
-            EnergyWarning,
-            stacklevel=4,
-        )
-    elif (error > 20 * typical).any():
-        outliers = np.flatnonzero(error > 20 * typical)
-        warnings.warn(
-            f"the energies of {name_frames(outliers)} are off the integrated forces by more than 20 times the "
-            f"typical {1e3 * typical:.3g} meV; look at these calculations",
-            DataWarning,
-            stacklevel=4,
-        )
-    return constant
+    if dataset.energy is None or len(dataset) < MIN_CHECKED:
+        return
+    if not np.ptp(dataset.energy) > 0:
+        raise DataError("all energies are equal, but the forces are not zero; leave the energies out, or mend them")
+    few = dataset[dataset.sample(min(len(dataset), max(MIN_CHECKED, MAX_CHECKED // dataset.n_atoms)))]
+    spread = float(_features(plan, few).x.std(0).norm())
+    try:
+        force_field = _train(replace(plan, use_energy=False), few, GRID[3] * spread, False, judged_by_forces=True)
+    except FitError:  # then the training itself will say so
+        return
+    compare_units(force_field.predict(few.positions).energy, few.energy)

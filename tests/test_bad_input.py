@@ -1,10 +1,13 @@
 """Bad input: an exception of ours that says what was found, where, and what to do."""
 
+import zipfile
+
+import ase.io
 import numpy as np
 import pytest
 
 import gdml
-from gdml.errors import DataError, FitError, FormatError, OutputError, SymmetryError
+from gdml.errors import DataError, DataWarning, FitError, FormatError, OutputError, SymmetryError
 
 FORCES = np.zeros((2, 2, 3))
 POSITIONS = np.array([[[0.0, 0, 0], [0, 0, 0.75]], [[0.0, 0, 0], [0, 0, 0.8]]])
@@ -33,6 +36,8 @@ def test_not_finite(frames, field, value):
         ({"energy": np.zeros(3)}, "energy must have the shape"),
         ({"stress": np.zeros((2, 3))}, "stress must have the shape"),
         ({"cell": np.zeros((4, 3, 3))}, "cell must have the shape"),
+        ({"numbers": ["H", "H"]}, "numbers must be atomic numbers"),
+        ({"numbers": [1, 200]}, "numbers must be atomic numbers"),
     ],
 )
 def test_wrong_shapes(fields, message):
@@ -104,13 +109,51 @@ def test_too_few_frames_to_choose_on(frames):
 
 
 def test_duplicates(frames):
-    with pytest.raises(DataError, match=r"2 geometries occur twice \(frames .*0 and 3.*\).*remove them"):
-        gdml.fit(frames[[0, 1, 2, 0, 5, 2]], length_scale=20.0)
+    with pytest.raises(DataError, match=r"2 geometries occur twice \(frames (10 and 10|2 and 2), .*remove them"):
+        gdml.fit(frames[[10, 1, 2, 10, 5, 2]], length_scale=20.0)
+    group = gdml.molecular_group(frames)
+    swap = group.permutations[1]
     # a turned copy is the same to a function of distances
     turned = frames.positions[[4, 4, 5]] @ np.array([[[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]]])
-    turned[0] = frames.positions[4]
+    turned[0] = frames.positions[4][swap]  # and so is one with permuted hydrogens
+    turned = turned.round(7)
     with pytest.raises(DataError, match="occur twice"):
         gdml.fit(gdml.Dataset(turned, frames.numbers, forces=frames.forces[[4, 4, 5]]), length_scale=20.0)
+
+
+def test_results_of_another_geometry(frames, force_field):
+    shared = gdml.GDMLCalculator(force_field)
+    atoms = [a.copy() for a in frames[:3].to_atoms()]
+    for a in atoms:
+        a.calc = shared
+        a.get_forces()
+    with pytest.raises(DataError, match="the calculator of frame 0 holds results of other positions"):
+        gdml.read(atoms)
+    moved = frames[:2].to_atoms()
+    moved[1].rattle(0.1)
+    with pytest.raises(DataError, match="frame 1 holds results of other positions"):
+        gdml.read(moved)
+
+
+def test_frames_keep_their_numbers(frames):
+    energy = frames.energy.copy()
+    energy[100] += 1.0
+    odd = replaced(frames, energy=energy)
+    drawn = odd.sample(170, seed=2)
+    assert 100 in drawn
+    with pytest.warns(DataWarning, match="energies of frame 100 are off"):
+        gdml.fit(odd[drawn], length_scale=20.0)
+
+
+def test_validation_set(frames, molecules):
+    with pytest.raises(DataError, match="frame 9 of the validation set: trained on, too"):
+        gdml.fit(frames[:10], validation=frames[9:12])
+    with pytest.raises(DataError, match="has no forces"):
+        gdml.fit(frames[:10], validation=gdml.Dataset(frames.positions[20:], frames.numbers))
+    methane = molecules["methane"]
+    labelled = gdml.Dataset(methane.positions, methane.numbers, forces=methane.positions)
+    with pytest.raises(DataError, match="the validation geometries are CH4"):
+        gdml.fit(frames[:10], validation=labelled)
 
 
 def test_periodic_geometries(frames):
@@ -122,6 +165,9 @@ def test_periodic_geometries(frames):
     "settings, error, message",
     [
         ({"noise": -1.0}, FitError, "noise must not be negative"),
+        ({"noise": np.inf}, FitError, "noise must not be negative or infinite"),
+        ({"noise": "much"}, FitError, "noise must be a number or 'auto', not 'much'"),
+        ({"length_scale": None}, FitError, "length_scale must be a number or 'auto'"),
         ({"kernel": "cubic"}, FitError, "unknown kernel"),
         ({"length_scale": -3.0}, FitError, "length scale must be positive"),
         ({"symmetry": "all"}, SymmetryError, "symmetry is 'auto', 'none' or a group"),
@@ -206,6 +252,45 @@ def test_a_model_is_no_dataset_and_the_reverse(archive, force_field, tmp_path):
         gdml.load(archive)
 
 
+def test_damaged_models(force_field, tmp_path):
+    force_field.save(tmp_path / "model.npz")
+    with np.load(tmp_path / "model.npz") as data:
+        fields = dict(data)
+    for damage, message in [
+        ({"recipe": np.asarray("{")}, "is damaged"),
+        ({"recipe": np.asarray("{}")}, "is damaged"),
+        ({"force_coefficients": fields["force_coefficients"][:5]}, "do not fit"),
+        ({"references": fields["references"] * np.nan}, "NaN"),
+        ({"permutations": fields["permutations"][:, :4]}, "is damaged"),
+        ({"schema": np.asarray("abc")}, "later version"),
+    ]:
+        np.savez(tmp_path / "damaged.npz", **(fields | damage))
+        with pytest.raises(FormatError, match=message):
+            gdml.load(tmp_path / "damaged.npz")
+
+
+def test_archives_of_other_programs(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("t/data.pkl", b"x")
+    with pytest.raises(FormatError, match="not a readable"):
+        gdml.load(tmp_path / "a.npz")
+
+
+def test_fields_of_different_lengths(archive, tmp_path):
+    with np.load(archive) as data:
+        fields = dict(data)
+    np.savez(tmp_path / "short.npz", **(fields | {"E": fields["E"][:2]}))
+    with pytest.raises(FormatError, match="different numbers of frames"):
+        gdml.read(tmp_path / "short.npz")
+
+
+def test_frames_that_are_not_there(frames, archive, tmp_path):
+    frames[:5].write(tmp_path / "data.extxyz")
+    for path in (archive, tmp_path / "data.extxyz"):
+        with pytest.raises(DataError, match="there is no frame 99"):
+            gdml.read(path, index=99)
+
+
 def test_later_schema(force_field, tmp_path):
     force_field.save(tmp_path / "model.npz")
     with np.load(tmp_path / "model.npz") as data:
@@ -232,11 +317,11 @@ def test_unwritable_places(frames, force_field, tmp_path):
         force_field.save(tmp_path / "nowhere" / "model.npz")
     with pytest.raises(OutputError, match="this is a folder"):
         frames[:2].write(tmp_path)
-    with pytest.raises(OutputError, match="ASE knows no format for this suffix"):
+    with pytest.raises(OutputError, match="energies and forces are kept by files that end in"):
         frames[:2].write(tmp_path / "a.unknownformat")
 
 
-def test_a_failed_write_leaves_the_old_file(force_field, tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file(frames, force_field, tmp_path, monkeypatch):
     force_field.save(tmp_path / "model.npz")
     before = (tmp_path / "model.npz").read_bytes()
 
@@ -244,7 +329,10 @@ def test_a_failed_write_leaves_the_old_file(force_field, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez_compressed", full_disk)
+    monkeypatch.setattr(ase.io, "write", full_disk)
     with pytest.raises(OutputError, match="No space left"):
         force_field.save(tmp_path / "model.npz")
+    with pytest.raises(OutputError, match="No space left"):
+        frames.write(tmp_path / "frames.extxyz")
     assert (tmp_path / "model.npz").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["model.npz"]

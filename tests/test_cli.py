@@ -126,6 +126,15 @@ def test_demo(capsys, tmp_path):
         (["test", "{f}/model.npz", "{t}/water.extxyz"], 3, "this force field is for C2H6O, the atoms are H2O"),
         (["test", "{f}/ethanol.extxyz", "{f}/ethanol.extxyz"], 3, "not a readable .npz archive"),
         (["md", "{f}/model.npz", "{t}/water.extxyz", "--temperature", "300", "--steps", "5"], 3, "the atoms are H2O"),
+        (["train", "{f}/ethanol.extxyz", "-o", "{t}/m.npz", "--plot", "{t}/a.foo"], 5, "no format of pictures"),
+        (["train", "{f}/ethanol.extxyz", "-o", "{t}/m.npz", "--plot", "{t}/a"], 5, "no format of pictures"),
+        (
+            ["md", "{f}/model.npz", "{f}/ethanol.extxyz", "--index", "999", "--temperature", "300", "--steps", "5"],
+            3,
+            "there is no frame 999",
+        ),
+        (["convert", "{f}/ethanol.extxyz", "{t}/a.pdb"], 5, "energies and forces are kept by"),
+        (["demo", "{f}/ethanol.extxyz"], 5, "exists"),
         (["show", "{t}/foreign.npz"], 3, "neither a model nor a dataset"),
     ],
 )
@@ -146,25 +155,39 @@ def test_warnings_are_one_line(capsys, frames, tmp_path, rng):
 
 
 def test_usage():
-    for arguments in ([], ["train"], ["nonsense"]):
+    seeds = [["train", "a", "-o", "b", "--seed", "-1"], ["train", "a", "-o", "b", "--noise", "x"]]
+    for arguments in ([], ["train"], ["nonsense"], *seeds):
         with pytest.raises(SystemExit) as exit_:
             main(arguments)
         assert exit_.value.code == 2
 
 
-def test_interrupt_leaves_no_file(files, tmp_path, frames):
-    """Ctrl-C while the matrix is built: exit code 130, and no model, whole or half."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gdml", "train", files / "ethanol.extxyz", "-q", "-o", tmp_path / "m.npz"],
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    time.sleep(4.0)
+@pytest.mark.parametrize("when", ["import", "training"])
+def test_interrupt_leaves_no_file(files, tmp_path, when):
+    """Ctrl-C: exit code 130, no traceback, and no model, whole or half."""
+    command = [sys.executable, "-m", "gdml", "train", files / "ethanol.extxyz", "-o", tmp_path / "m.npz"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    os.set_blocking(process.stderr.fileno(), False)
+    seen, deadline = b"", time.monotonic() + 60
+    while when == "training" and b"length scale" not in seen and time.monotonic() < deadline:
+        seen += process.stderr.read() or b""
+        time.sleep(0.05)
+    time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    if process.returncode != 0:  # else it was done before
-        assert process.returncode == 130
-        assert "interrupted" in err
-        assert os.listdir(tmp_path) == []
+    while process.poll() is None:
+        seen += process.stderr.read() or b""
+        time.sleep(0.05)
+    seen += process.stderr.read() or b""
+    assert process.returncode in ((130,) if when == "training" else (130, -signal.SIGINT)), seen.decode()
+    assert b"Traceback" not in seen or process.returncode == -signal.SIGINT
+    assert when == "import" or b"interrupted" in seen
+    assert os.listdir(tmp_path) == []
+
+
+def test_energies_only(files, capsys, frames, tmp_path):
+    gdml.Dataset(frames.positions, frames.numbers, energy=frames.energy).write(tmp_path / "e.extxyz")
+    code, out, _ = run(capsys, "test", files / "model.npz", tmp_path / "e.extxyz", "--plot", tmp_path / "a.png")
+    assert code == 0 and "forces" not in out and (tmp_path / "a.png").exists()
 
 
 def test_missing_matplotlib(files, capsys, monkeypatch, tmp_path):

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from ase.constraints import FixAtoms
 from ase.io import read
 
 from gdml.dynamics import run_md
@@ -33,6 +34,8 @@ def test_fluctuation_is_of_second_order_in_the_timestep(force_field, frames):
 def test_langevin_holds_the_temperature(force_field, atoms):
     report = run_md(force_field, atoms, steps=3000, temperature_K=300, friction_per_fs=0.05)
     assert report.temperature_K == pytest.approx(300, rel=0.15)
+    assert report.energy_drift is None
+    assert "drifts" not in str(report)
     np.testing.assert_allclose(atoms.get_momenta().sum(0), 0, atol=1e-8)
 
 
@@ -53,6 +56,19 @@ def test_trajectory(force_field, atoms, tmp_path):
     assert frames[-1].get_potential_energy() == pytest.approx(atoms.get_potential_energy())
 
 
+def test_interval_longer_than_the_run(force_field, atoms, tmp_path):
+    report = run_md(force_field, atoms, steps=4, temperature_K=300, trajectory=tmp_path / "a.traj", ensemble="nve")
+    assert len(read(tmp_path / "a.traj", ":")) == 2
+    assert report.energy_drift is None
+
+
+def test_own_constraints_are_kept(force_field, atoms):
+    atoms.set_constraint(FixAtoms([0]))
+    start = atoms.positions[0].copy()
+    run_md(force_field, atoms, steps=10, temperature_K=300)
+    np.testing.assert_array_equal(atoms.positions[0], start)
+
+
 def test_explosion_keeps_the_trajectory(force_field, atoms, tmp_path):
     wild = dataclasses.replace(force_field, w=-100 * force_field.w)
     with (
@@ -67,6 +83,11 @@ def test_explosion_keeps_the_trajectory(force_field, atoms, tmp_path):
     "settings, error, message",
     [
         ({"temperature_K": 0.0}, DataError, "temperature_K must be positive"),
+        ({"temperature_K": np.nan}, DataError, "temperature_K must be positive"),
+        ({"timestep_fs": np.inf}, DataError, "timestep_fs must be positive and finite"),
+        ({"interval": 0}, DataError, "interval must be positive"),
+        ({"friction_per_fs": -1.0}, DataError, "friction_per_fs must not be negative"),
+        ({"trajectory": "a.extxyz"}, OutputError, "must end in .traj"),
         ({"timestep_fs": -1.0}, DataError, "timestep_fs must be positive"),
         ({"steps": 0}, DataError, "steps must be positive"),
         ({"ensemble": "npt"}, DataError, "ensemble is 'langevin' or 'nve'"),

@@ -58,7 +58,7 @@ def test_sgdml_limits(frames, force_field, tmp_path):
     other = gdml.fit(frames[:10], length_scale=5.0, kernel="gaussian")
     with pytest.raises(ModelMismatchError, match="Matérn-5/2 kernel"):
         other.save(tmp_path / "model.npz", format="sgdml")
-    with pytest.warns(DataWarning, match="cuts the length scale 12.5"):
+    with pytest.warns(DataWarning, match="length scale 12.5, which is no integer"):
         gdml.fit(frames[:10], length_scale=12.5).save(tmp_path / "model.npz", format="sgdml")
     with pytest.raises(DataError, match="the format is"):
         force_field.save(tmp_path / "model.npz", format="xml")
@@ -121,6 +121,27 @@ def test_not_finite(force_field, frames):
     positions[3, 1] = np.nan
     with pytest.raises(DataError, match="NaN"):
         force_field.predict(positions)
+
+
+def test_coincident_atoms(force_field, frames):
+    positions = frames.positions[:3].copy()
+    positions[2, 4] = positions[2, 1]
+    with pytest.raises(DataError, match="geometry 2: atoms C1 and H4 are 0 Å apart"):
+        force_field.predict(positions)
+
+
+def test_distances_that_training_holds_fixed(molecules, rng):
+    """A rigid molecule, turned about: inside of its training region in spite of rounding."""
+    water = molecules["water"]
+    turns = [np.linalg.qr(rng.normal(size=(3, 3)))[0] for _ in range(6)]
+    positions = np.array([water.positions[0] @ turn for turn in turns])
+    positions += 1e-9 * rng.normal(size=positions.shape)
+    x = gdml.InverseDistances(3).evaluate(torch.tensor(positions)).x.numpy()
+    rigid = gdml.ForceField(
+        water.numbers, gdml.InverseDistances(3), gdml.PermutationGroup.trivial(3),
+        gdml.kernels.Matern52(20.0), x[:3], None, 0 * x[:3],
+    )  # fmt: skip
+    assert all(rigid.outside(p) == [] for p in positions)
 
 
 def test_metrics(frames, force_field):

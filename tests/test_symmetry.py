@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from ase import Atoms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -78,6 +79,44 @@ def test_trajectories_at_temperature(shared, file, order):
     dataset = gdml.read(shared(f"molecules/{file}"))
     for frames in (dataset, dataset[:3], dataset[-20:]):
         assert molecular_group(frames).order == order
+
+
+def test_mirror_images_among_the_frames(frames):
+    mirrored = frames.positions[:9].copy()
+    mirrored[3:6, :, 0] *= -1
+    assert molecular_group(gdml.Dataset(mirrored, frames.numbers)) == molecular_group(frames)
+
+
+OTHERS = {  # built by hand: bond lengths matter, angles hardly
+    "H2": ("HH", [[0, 0, 0], [0, 0, 0.78]], 2),
+    "F2": ("FF", [[0, 0, 0], [0, 0, 1.43]], 2),
+    "hydrogen peroxide": ("OOHH", [[0.7, 0.7, 0], [0.7, -0.7, 0], [-0.1, 0.9, 0.5], [-0.1, -0.9, 0.5]], 2),
+    "water dimer": (
+        "OHHOHH",
+        [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0], [2.87, 0, 0], [3.2, 0.5, 0.76], [3.2, 0.5, -0.76]],
+        8,
+    ),
+    "methanimine": ("CNHHH", [[0, 0, 0], [1.27, 0, 0], [-0.55, 0.94, 0], [-0.55, -0.94, 0], [1.65, 0.94, 0]], 1),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_molecules(name):
+    symbols, positions, order = OTHERS[name]
+    assert molecular_group(gdml.read(Atoms(list(symbols), positions))).order == order
+
+
+def test_rings_do_not_mirror_one_corner():
+    """1,3,5-trioxane: all CH2 groups mirror together, 12 permutations of the 48 of its graph."""
+    angles = np.arange(6) * np.pi / 3
+    ring = np.stack([1.4 * np.cos(angles), 1.4 * np.sin(angles), 0.2 * (-1.0) ** np.arange(6)], 1)
+    hydrogens = [[2.0 * np.cos(a), 2.0 * np.sin(a), 0.2 + h] for a in angles[::2] for h in (0.85, -0.6)]
+    trioxane = Atoms("COCOCO" + "H6", np.concatenate([ring, hydrogens]))
+    assert molecular_group(gdml.read(trioxane)).order == 12
+
+
+def test_single_atom():
+    assert molecular_group(gdml.read(Atoms("He"))).order == 1
 
 
 def test_no_bonds_hint_at_units(molecules):

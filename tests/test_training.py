@@ -170,18 +170,47 @@ def test_hold_out_is_apart(frames):
     assert len(np.unique(together.reshape(50, -1), axis=0)) == 50
 
 
-def test_energies_of_other_units_are_found(frames):
-    for factor, message in ((23.06, "23.* times as much"), (1 / 27.2, "0.03.* times as much"), (-1.0, "gradients")):
-        wrong = gdml.Dataset(frames.positions[:60], frames.numbers, factor * frames.energy[:60], frames.forces[:60])
-        with pytest.raises(gdml.errors.DataError, match=message):
-            gdml.fit(wrong, length_scale=20.0)
+@pytest.mark.parametrize("use_energy", [False, True])
+@pytest.mark.parametrize(
+    "factor, message",
+    [
+        (23.06, r"2[234]\..* times .*kcal/mol against eV"),
+        (1 / 27.2, "0.03.* times .*Hartree against eV"),
+        (1.89, "1.* times .*Bohr"),
+        (-1.0, "gradients"),
+        (0.0, "all energies are equal"),
+    ],
+)
+def test_energies_of_other_units_are_found(frames, factor, message, use_energy):
+    few = frames[:120]
+    wrong = gdml.Dataset(few.positions, few.numbers, factor * few.energy, few.forces)
+    with pytest.raises(gdml.errors.DataError, match=message):
+        gdml.fit(wrong, length_scale=20.0, use_energy=use_energy)
+
+
+@pytest.mark.filterwarnings("ignore::gdml.errors.EnergyWarning")
+@pytest.mark.parametrize("n", [10, 15, 30])
+@pytest.mark.parametrize("seed", range(5))
+def test_few_good_energies_are_not_refused(frames, n, seed):
+    few = frames[frames.sample(n, seed=seed, strata=None)]
+    gdml.fit(few, length_scale=20.0, symmetry="none" if seed % 2 else "auto")
+
+
+def test_an_outlier_does_not_shift_the_constant(frames):
+    drawn = frames[:160]
+    energy = drawn.energy.copy()
+    energy[13] += 30.0
+    odd = gdml.Dataset(drawn.positions, drawn.numbers, energy, drawn.forces)
+    with pytest.warns(DataWarning, match="frame 13 "):
+        offset = gdml.fit(odd, length_scale=20.0).offset
+    assert offset == pytest.approx(gdml.fit(drawn, length_scale=20.0).offset, abs=1e-3)
 
 
 def test_energies_that_do_not_belong_to_the_forces(frames, rng):
     shuffled = gdml.Dataset(
         frames.positions[:60], frames.numbers, rng.permutation(frames.energy[:60]), frames.forces[:60]
     )
-    with pytest.warns(EnergyWarning, match="worst in frames .* The forces are not affected"):
+    with pytest.warns(EnergyWarning, match="worst in frames .* With few geometries this is normal"):
         gdml.fit(shuffled, length_scale=20.0)
 
 

@@ -110,6 +110,39 @@ class GemmContraction:
             g[start : start + step] = gradients.gather(2, back).sum(1)
         return e, g.div_(self.kernel.natural_length)
 
+    def separate(self, x: Tensor, references: Tensor, c: Tensor, w: Tensor) -> Jet:
+        """The jets of single dual jets, not summed.
+
+        Parameters
+        ----------
+        x : (m, D) tensor
+        references : (b,) int tensor
+            The reference points that the dual jets are on; may repeat.
+        c, w : (b,) and (b, D) tensors
+
+        Returns
+        -------
+        e, g : (m, b) and (b, m, D) tensors
+            Their sums over b are what `apply` gives.
+        """
+        length = self.kernel.natural_length
+        x, order = self._scaled(x), len(self.action)
+        images = self.y[references][:, self.action]  # (b, |S|, D)
+        duals = (w / length)[:, self.action]
+        flat = images.flatten(0, 1)
+        k, d1, d2 = self.kernel.unit_profile(_distances(x, flat), value=bool(c.any()))
+        u = x @ duals.flatten(0, 1).mT
+        u -= torch.linalg.vecdot(images, duals).flatten()
+        e, q = d1 * u, u * d2
+        if k is not None:
+            spread = c.repeat_interleave(order)
+            e += k * spread
+            q += d1 * spread
+        weights = torch.cat([d1.view(len(x), -1, order), q.view(len(x), -1, order)], 2).transpose(0, 1)
+        g = torch.bmm(weights, torch.cat([duals, images], 1))
+        g -= q.view(len(x), -1, order).sum(2).mT[..., None] * x
+        return e.view(len(x), -1, order).sum(2), g.div_(length)
+
     def blocks(
         self, x: Tensor, c_left: Tensor, w_left: Tensor, reference: int, c_right: Tensor, w_right: Tensor
     ) -> Tensor:

@@ -33,9 +33,9 @@ class MDReport:
     temperature_K : float
         Mean kinetic temperature.
     temperature_std_K : float
-    energy_drift : float
-        Slope of the total energy, eV per atom and ps. Meaningful for NVE.
-    energy_fluctuation : float
+    energy_drift : float or None
+        Slope of the total energy, eV per atom and ps. None with a thermostat.
+    energy_fluctuation : float or None
         Standard deviation of the total energy about that slope, eV per atom.
     n_outside : int
         Force calls outside the region of the training data.
@@ -45,15 +45,20 @@ class MDReport:
     time_fs: float
     temperature_K: float
     temperature_std_K: float
-    energy_drift: float
-    energy_fluctuation: float
+    energy_drift: float | None
+    energy_fluctuation: float | None
     n_outside: int
 
     def __str__(self) -> str:
+        conserved = ""
+        if self.energy_drift is not None:
+            conserved = (
+                f"total energy drifts {1e3 * self.energy_drift:.3g} meV/atom/ps, "
+                f"fluctuates {1e3 * self.energy_fluctuation:.2g} meV/atom; "
+            )
         return (
             f"{self.steps} steps, {self.time_fs:g} fs; temperature {self.temperature_K:.0f} ± "
-            f"{self.temperature_std_K:.0f} K; total energy drifts {1e3 * self.energy_drift:.3g} meV/atom/ps, "
-            f"fluctuates {1e3 * self.energy_fluctuation:.2g} meV/atom; "
+            f"{self.temperature_std_K:.0f} K; {conserved}"
             f"{self.n_outside} force calls outside the training region"
         )
 
@@ -88,7 +93,7 @@ def run_md(
         Of the Langevin thermostat.
     seed : int
     trajectory : path, optional
-        ASE trajectory of every `interval`-th step.
+        ASE trajectory (``.traj``) of every `interval`-th step.
     interval : int
         Steps between samples of the report and of the trajectory.
     progress : bool
@@ -107,11 +112,12 @@ def run_md(
         If the molecule flies apart; the trajectory up to there is kept.
     """
     force_field.check_atoms(atoms.numbers)
-    for name, value in (("temperature_K", temperature_K), ("timestep_fs", timestep_fs), ("steps", steps)):
-        if not value > 0:
-            raise DataError(f"{name} must be positive, but it is {value}")
+    _check_settings(temperature_K=temperature_K, timestep_fs=timestep_fs, steps=steps, interval=interval)
+    if not 0 <= friction_per_fs < np.inf:
+        raise DataError(f"friction_per_fs must not be negative, but it is {friction_per_fs}")
+    interval = min(interval, steps)
     if trajectory is not None:
-        check_writable(trajectory)
+        check_writable(trajectory, ".traj")
     calculator = GDMLCalculator(force_field)
     atoms.calc = calculator
     if not atoms.constraints:
@@ -140,7 +146,23 @@ def run_md(
     finally:
         if writer is not None:
             writer.close()
-    return _report(np.array(samples), len(atoms), steps, timestep_fs, interval, calculator.n_outside)
+    energy, temperature = np.array(samples).T
+    drift, fluctuation = (None, None) if ensemble != "nve" else _drift(energy / len(atoms), timestep_fs * interval)
+    return MDReport(
+        steps=steps,
+        time_fs=steps * timestep_fs,
+        temperature_K=float(temperature.mean()),
+        temperature_std_K=float(temperature.std()),
+        energy_drift=drift,
+        energy_fluctuation=fluctuation,
+        n_outside=calculator.n_outside,
+    )
+
+
+def _check_settings(**settings: float) -> None:
+    for name, value in settings.items():
+        if not 0 < value < np.inf:
+            raise DataError(f"{name} must be positive and finite, but it is {value}")
 
 
 def _integrator(atoms, ensemble, timestep_fs, temperature_K, friction_per_fs, rng) -> MolecularDynamics:
@@ -164,20 +186,10 @@ def _check_state(state: tuple[float, float], target: float, step: int, calculato
     )
 
 
-def _report(samples, n_atoms, steps, timestep_fs, interval, n_outside) -> MDReport:
-    energy, temperature = samples.T
-    drift = fluctuation = 0.0
-    if len(energy) > 1:
-        time_ps = 1e-3 * timestep_fs * interval * np.arange(len(energy))
-        line = np.polynomial.Polynomial.fit(time_ps, energy / n_atoms, 1)
-        drift = float(line.convert().coef[1]) if len(line.convert().coef) > 1 else 0.0
-        fluctuation = float(np.std(energy / n_atoms - line(time_ps)))
-    return MDReport(
-        steps=steps,
-        time_fs=steps * timestep_fs,
-        temperature_K=float(temperature.mean()),
-        temperature_std_K=float(temperature.std()),
-        energy_drift=drift,
-        energy_fluctuation=fluctuation,
-        n_outside=n_outside,
-    )
+def _drift(energy: np.ndarray, interval_fs: float) -> tuple[float | None, float | None]:
+    """Slope (per ps) of a line through the samples, and the spread about it; None from fewer than three."""
+    if len(energy) < 3:
+        return None, None
+    time_ps = 1e-3 * interval_fs * np.arange(len(energy))
+    slope, start = np.polyfit(time_ps, energy, 1)
+    return float(slope), float(np.std(energy - start - slope * time_ps))

@@ -1,11 +1,11 @@
-"""Solution of the training system."""
+"""Solution in closed form, in the memory of the matrix."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from .errors import NotPositiveDefiniteError
+from ..errors import NotPositiveDefiniteError
 
 BLOCK = 768
 

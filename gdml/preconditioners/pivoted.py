@@ -1,0 +1,90 @@
+"""Partial Cholesky factorisations with pivots, random or greedy, in rounds."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..linear import LinearOperator
+
+ROUND = 256  # candidates of one round; their columns are updated by one matrix product
+GREEDY = 0.5  # a candidate is taken while this much of it is left by the others of its round
+
+
+def rpcholesky(operator: LinearOperator, rank: int, generator: torch.Generator) -> Tensor:
+    """Factor (n, rank) with pivots drawn in proportion to what is missing on the diagonal.
+
+    Candidates are drawn in rounds from the diagonal as it was before the round,
+    and each is accepted with the probability that corrects for that.
+
+    Source: Y. Chen, E. Epperly, J. Tropp, R. Webber, Commun. Pure Appl. Math. 78,
+    995 (2025); rounds with rejection: E. Epperly, J. Tropp, R. Webber, arXiv 2410.03969.
+    """
+
+    def draw(missing: Tensor, count: int) -> Tensor:
+        return torch.multinomial(missing, count, replacement=True, generator=generator).unique()
+
+    return _pivoted(operator, rank, draw, lambda left: bool(torch.rand(1, generator=generator) < left))
+
+
+def cholesky(operator: LinearOperator, rank: int, generator: torch.Generator) -> Tensor:
+    """Factor (n, rank) with the pivots that miss most: the incomplete Cholesky of the literature.
+
+    Candidates come in rounds, those of a round that the others describe already
+    are left for later.
+
+    Source: H. Harbrecht, M. Peters, R. Schneider, Appl. Numer. Math. 62, 428 (2012).
+    """
+
+    def largest(missing: Tensor, count: int) -> Tensor:
+        return torch.topk(missing, count).indices
+
+    return _pivoted(operator, rank, largest, lambda left: left > GREEDY)
+
+
+def _pivoted(
+    operator: LinearOperator,
+    rank: int,
+    candidates: Callable[[Tensor, int], Tensor],
+    accept: Callable[[float], bool],
+) -> Tensor:
+    n = operator.shape[0]
+    missing = operator.diagonal() - operator.noise
+    floor = n * torch.finfo(missing.dtype).eps * float(missing.max())
+    factor = missing.new_empty(n, rank)
+    done = 0
+    while done < rank:
+        missing[missing < floor] = 0.0
+        available = int((missing > 0).sum())
+        if not available:
+            break  # the factor is the matrix, to rounding
+        pivots = candidates(missing, min(ROUND, available))
+        columns = operator.columns(pivots)
+        columns.addmm_(factor[:, :done], factor[pivots, :done].mT, alpha=-1)
+        accepted, triangle = _round(columns[pivots], accept, rank - done, floor)
+        fresh = torch.linalg.solve_triangular(triangle.mT, columns[:, accepted], upper=True, left=False)
+        factor[:, done : done + len(accepted)] = fresh
+        done += len(accepted)
+        missing -= (fresh * fresh).sum(1)
+        missing[pivots[accepted]] = 0.0
+    return factor[:, :done]
+
+
+def _round(corner: Tensor, accept: Callable[[float], bool], most: int, floor: float) -> tuple[list[int], Tensor]:
+    """Which candidates of a round become pivots, and the Cholesky factor of their corner."""
+    left = corner.clone()
+    before = corner.diagonal().clone()
+    accepted: list[int] = []
+    for i in range(len(corner)):
+        if len(accepted) == most:
+            break
+        value = float(left[i, i])
+        if value > floor and (not accepted or accept(value / float(before[i]))):
+            accepted.append(i)
+            row = left[i, i:] / value**0.5
+            left[i:, i:] -= row[:, None] * row
+    if not accepted:  # all below the floor: take one, which clears it from what is missing
+        accepted = [0]
+    chosen = corner[accepted][:, accepted]
+    chosen.diagonal().add_(1e-15 * float(chosen.diagonal().max()))
+    return accepted, torch.linalg.cholesky(chosen)
