@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself, with the versions in constraints.txt.
 PYTHON ?= python3
-# Threads that sleep while they wait: as fast, and not slowed down by other programs.
-export OMP_WAIT_POLICY ?= PASSIVE
+# Threads that spin only shortly while they wait are not slowed down by other programs.
+export GOMP_SPINCOUNT ?= 10000
 VENV = .venv
 BIN = $(VENV)/bin
 
