@@ -23,8 +23,9 @@ from .errors import INTERRUPTED, DataError, FormatError, GDMLError, GDMLWarning,
 from .force_field import ForceField, load
 from .metrics import Metrics, compare, evaluate
 from .npz import check_writable, read_archive
+from .preconditioners import FACTORS
 from .sgdml_models import is_sgdml_model
-from .training import fit
+from .training import DEFAULT_RTOL, fit
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,13 +71,17 @@ def train(options: argparse.Namespace) -> None:
         "length_scale": options.length_scale,
         "noise": options.noise,
         "use_energy": options.use_energy,
+        "solver": options.solver,
+        "preconditioner": options.preconditioner,
+        "rank": options.rank,
+        "rtol": options.rtol,
         "progress": not options.quiet,
     }
     start = time.perf_counter()
     force_field = fit(training, validation=validation, **settings)
     seconds = time.perf_counter() - start
     force_field.save(options.output)
-    print(f"{options.output}: {_describe(force_field)}; trained in {seconds:.1f} s")
+    print(f"{options.output}: {_describe(force_field)}; trained in {seconds:.1f} s{_account(force_field)}")
     if validation is not None:
         prediction = force_field.predict(validation.positions)
         print(f"validation: {compare(prediction, validation, force_field.energies_are_relative)}")
@@ -210,6 +215,13 @@ def _describe(force_field: ForceField) -> str:
     )
 
 
+def _account(force_field: ForceField) -> str:
+    solver = force_field.details["solver"]
+    if solver["name"] == "cholesky":
+        return " in closed form"
+    return f" by conjugate gradients ({solver['iterations']} iterations, rank {solver['rank']}; {solver['why']})"
+
+
 def _is_model(path: Path) -> bool:
     if path.suffix != ".npz" or not path.exists():
         return False
@@ -234,6 +246,10 @@ def _read(path: Path, options: argparse.Namespace) -> Dataset:
 
 def _auto_or_float(text: str) -> float | str:
     return text if text == "auto" else float(text)
+
+
+def _auto_or_int(text: str) -> int | str:
+    return text if text == "auto" else int(text)
 
 
 def _natural(text: str) -> int:
@@ -275,6 +291,10 @@ def _add_train(commands, data) -> None:
     parser.add_argument("--kernel", default="matern52", help="matern52 (default) or gaussian")
     parser.add_argument("--symmetry", choices=("auto", "none"), default="auto", help="permutations of equal atoms")
     parser.add_argument("--use-energy", action="store_true", help="train on energies too")
+    parser.add_argument("--solver", choices=("auto", "cholesky", "cg"), default="auto", help="closed form or CG")
+    parser.add_argument("--preconditioner", choices=(*FACTORS, "none"), default="rpcholesky", help="of CG")
+    parser.add_argument("--rank", type=_auto_or_int, default="auto", metavar="K", help="of the preconditioner")
+    parser.add_argument("--rtol", type=float, default=DEFAULT_RTOL, metavar="X", help="residual where CG ends (3e-3)")
     parser.add_argument("--seed", type=_natural, default=0, help="of the draw of frames (0)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="parity plot of the held-out frames")
     parser.add_argument("--learning-curve", type=Path, metavar="FILE", help="plot errors at n/8, n/4, n/2 and n")

@@ -9,6 +9,7 @@ from ase import Atoms
 from numpy.typing import ArrayLike
 
 from .contractions import GemmContraction
+from .cost import Problem, choose_solver
 from .dataset import Dataset, read
 from .descriptors import InverseDistances, PairFeatures
 from .energies import compare_units, constant_of_energy
@@ -17,12 +18,16 @@ from .force_field import ForceField
 from .kernels import RadialKernel, kernel_by_name
 from .memory import check_closed_form
 from .operators import Labels, TrainingOperator
-from .progress import progress_bar
+from .preconditioners import FACTORS, build
+from .progress import iteration_bar, progress_bar
 from .selection import GRID, choose_length_scale, hold_out
-from .solvers import cholesky_factor, cholesky_solve
+from .solvers import cg, cholesky_factor, cholesky_solve
 from .symmetry import PermutationGroup, molecular_group
 
 DEFAULT_NOISE = 1e-10
+# Of conjugate gradients. From here on the error on held-out forces hardly moves;
+# benchmarks/cg.py has the figures.
+DEFAULT_RTOL = 3e-3
 # Trainings that only judge a length scale use at most this many unknowns.
 MAX_SEARCH_UNKNOWNS = 6000
 # Energies are checked against forces on frames with this many atoms in all, and
@@ -41,9 +46,13 @@ def fit(
     length_scale: float | str = "auto",
     noise: float | str = "auto",
     use_energy: bool = False,
+    solver: str = "auto",
+    preconditioner: str = "rpcholesky",
+    rank: int | str = "auto",
+    rtol: float = DEFAULT_RTOL,
     progress: bool = False,
 ) -> ForceField:
-    r"""Train a force field in closed form.
+    r"""Train a force field.
 
     Solves (K + λ I) α = y, with K the symmetrised kernel between the forces of
     all geometries.
@@ -69,6 +78,16 @@ def fit(
     use_energy : bool
         Whether energies are trained on too. Otherwise they only fix the
         constant, and serve as a check of the forces.
+    solver : {"auto", "cholesky", "cg"}
+        Closed form, or preconditioned conjugate gradients that never store K.
+        "auto" predicts the time and memory of both; what it chose and why is in
+        ``force_field.details["solver"]``.
+    preconditioner : {"rpcholesky", "cholesky", "leverage", "uniform", "svd", "none"}
+        For "cg".
+    rank : int or "auto"
+        Columns of the preconditioner; by default a twelfth of the unknowns.
+    rtol : float
+        For "cg": the norm of the residual over that of the labels.
     progress : bool
         Whether to show progress bars.
 
@@ -98,12 +117,12 @@ def fit(
         _check_validation(dataset, validation)
     plan = _plan(dataset, symmetry, descriptor, kernel, noise, use_energy)
     _check_duplicates(dataset, plan)
-    n_labels = 3 * dataset.n_atoms - 5 + use_energy  # of a linear molecule; others have one less
-    check_closed_form(len(dataset), n_labels, plan.descriptor.size, plan.group.order)
+    iterative = _Iterative(solver, preconditioner, rank, rtol)
+    _check_solver(dataset, plan, iterative)
     check_energies(dataset, plan)
     if length_scale == "auto":
         length_scale = _search(plan, dataset, validation, progress)
-    return _train(plan, dataset, _number("length_scale", length_scale), progress)
+    return _train(plan, dataset, _number("length_scale", length_scale), progress, iterative)
 
 
 @dataclass(frozen=True)
@@ -223,12 +242,66 @@ def _search(plan: _Plan, dataset: Dataset, validation: Dataset | None, progress:
     spread = float(_features(plan, training).x.std(0).norm())
     with progress_bar("length scale", progress) as bar:
         return choose_length_scale(
-            lambda scale: _train(plan, training, scale, False, judged_by_forces=True), validation, spread, progress=bar
+            lambda scale: _train(plan, training, scale, judged_by_forces=True), validation, spread, progress=bar
         )
 
 
+@dataclass(frozen=True)
+class _Iterative:
+    """How the training system is solved."""
+
+    solver: str = "cholesky"
+    preconditioner: str = "rpcholesky"
+    rank: int | str = "auto"
+    rtol: float = DEFAULT_RTOL
+
+
+def _check_solver(dataset: Dataset, plan: _Plan, how: _Iterative) -> None:
+    """Find out before the work what can be found out: names, ranges, memory of the closed form."""
+    if how.preconditioner not in (*FACTORS, "none"):
+        raise FitError(f"unknown preconditioner {how.preconditioner!r}; known: {', '.join(FACTORS)} and none")
+    if how.rank != "auto" and not _number("rank", how.rank) >= 1:
+        raise FitError(f"the rank must be positive, not {how.rank}")
+    if not 0 < how.rtol < 1:
+        raise FitError(f"rtol must lie between 0 and 1, not {how.rtol}")
+    if how.solver == "cholesky":
+        n_labels = 3 * dataset.n_atoms - 5 + plan.use_energy  # of a linear molecule; others have one less
+        check_closed_form(len(dataset), n_labels, plan.descriptor.size, plan.group.order)
+
+
+def _solve(
+    operator: TrainingOperator, plan: _Plan, how: _Iterative, progress: bool
+) -> tuple[torch.Tensor, dict[str, str | int | float]]:
+    """The solution of the training system, and an account of how it was found."""
+    labels = operator.labels
+    n_frames, n_labels = labels.values.shape
+    problem = Problem(n_frames, n_labels, plan.descriptor.size, plan.group.order)
+    rank = problem.default_rank() if how.rank == "auto" else min(int(how.rank), problem.n_unknowns)
+    name, why = choose_solver(problem, operator, how.solver, rank)
+    target = labels.values.flatten()
+    if name == "cholesky":
+        with progress_bar("kernel matrix", progress) as bar:
+            matrix = operator.to_dense(bar)
+        with progress_bar("Cholesky", progress) as bar:
+            factor = cholesky_factor(matrix, progress=bar)
+        return cholesky_solve(factor, target), {"name": name, "why": why}
+    with progress_bar(f"preconditioner of rank {rank}", progress):
+        preconditioner = build(how.preconditioner, operator, rank)
+    with iteration_bar(how.rtol, progress) as report:
+        solution = cg(operator, target, preconditioner=preconditioner, rtol=how.rtol, callback=report)
+    solution.require_convergence()
+    account = {"preconditioner": how.preconditioner, "rank": rank, "iterations": solution.n_iter}
+    return solution.x, {"name": name, "why": why, **account, "residual": solution.residuals[-1]}
+
+
 def _train(
-    plan: _Plan, dataset: Dataset, length_scale: float, progress: bool, judged_by_forces: bool = False
+    plan: _Plan,
+    dataset: Dataset,
+    length_scale: float,
+    progress: bool = False,
+    how: _Iterative = _Iterative(),
+    *,
+    judged_by_forces: bool = False,
 ) -> ForceField:
     """Solve for the coefficients; the constant of the energy is left out where forces alone matter."""
     features = _features(plan, dataset)
@@ -236,11 +309,7 @@ def _train(
     kernel = plan.kernel(length_scale)
     contraction = GemmContraction(kernel, features.x, plan.descriptor.permutations(plan.group))
     operator = TrainingOperator(contraction, labels, plan.noise)
-    with progress_bar("kernel matrix", progress) as bar:
-        matrix = operator.to_dense(bar)
-    with progress_bar("Cholesky", progress) as bar:
-        factor = cholesky_factor(matrix, progress=bar)
-    solution = cholesky_solve(factor, labels.values.flatten())
+    solution, account = _solve(operator, plan, how, progress)
     c, w = labels.spread(solution.view_as(labels.values))
     offset = labels.offset
     if dataset.energy is not None and not plan.use_energy and not judged_by_forces:
@@ -259,6 +328,7 @@ def _train(
             "name": dataset.name,
             "n_train": len(dataset),
             "noise": plan.noise,
+            "solver": account,
             "fingerprint": dataset.fingerprint,
             "energies": "relative" if dataset.energy is None else "absolute",
         },
@@ -278,7 +348,7 @@ def check_energies(dataset: Dataset, plan: _Plan) -> None:
     few = dataset[dataset.sample(min(len(dataset), max(MIN_CHECKED, MAX_CHECKED // dataset.n_atoms)))]
     spread = float(_features(plan, few).x.std(0).norm())
     try:
-        force_field = _train(replace(plan, use_energy=False), few, GRID[3] * spread, False, judged_by_forces=True)
+        force_field = _train(replace(plan, use_energy=False), few, GRID[3] * spread, judged_by_forces=True)
     except FitError:  # then the training itself will say so
         return
     compare_units(force_field.predict(few.positions).energy, few.energy)

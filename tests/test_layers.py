@@ -22,7 +22,7 @@ LAYERS = [
     ["linear"],
     ["operators"],
     ["preconditioners.nystrom", "preconditioners.uniform", "preconditioners.leverage", "preconditioners.pivoted"],
-    ["preconditioners.svd", "preconditioners", "solvers.cholesky", "solvers.cg", "solvers", "memory"],
+    ["preconditioners.svd", "preconditioners", "solvers.cholesky", "solvers.cg", "solvers", "memory", "cost"],
     ["sgdml_models", "force_field", "metrics", "selection", "energies", "training"],
     ["calculator", "dynamics.classical", "dynamics"],
     ["plots", "cli", "__main__"],

@@ -41,7 +41,7 @@ class NystromPreconditioner:
         if not self.mu > 0:
             # F describes all of A to rounding.
             self.mu = float(diagonal.mean()) * torch.finfo(diagonal.dtype).eps
-        inner = factor.mT @ factor
+        inner = _gram(factor)
         inner.diagonal().add_(self.mu)
         self.inner, info = torch.linalg.cholesky_ex(inner)
         if info:
@@ -56,6 +56,15 @@ class NystromPreconditioner:
         columns = r if r.ndim == 2 else r[:, None]
         inner = torch.cholesky_solve(self.factor.mT @ columns, self.inner)
         return ((columns - self.factor @ inner) / self.mu).view_as(r)
+
+
+def _gram(factor: Tensor, block: int = 512) -> Tensor:
+    """The lower triangle of Fᵀ F; half of the work of the product."""
+    rank = factor.shape[1]
+    result = factor.new_zeros(rank, rank)
+    for start in range(0, rank, block):
+        result[start:, start : start + block] = factor[:, start:].mT @ factor[:, start : start + block]
+    return result
 
 
 def factor_of_columns(columns: Tensor, corner: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ def cg(
         Converged when the norm of each residual is below
         ``max(rtol * |b|, atol)``, checked with the true residual.
     max_iter : int, optional
-        n by default.
+        10 n by default: rounding makes more than n necessary.
     callback : callable(n_iter, x, residual), optional
         Called after each iteration; ends the solution where it returns True.
 
@@ -99,7 +99,7 @@ def cg(
     target = torch.clamp(rtol * size, min=atol)
     size = torch.where(size > 0, size, torch.ones_like(size))
     apply = preconditioner.solve if preconditioner is not None else lambda r: r
-    max_iter = b.shape[0] if max_iter is None else max_iter
+    max_iter = 10 * b.shape[0] if max_iter is None else max_iter
     x = torch.zeros_like(b) if x0 is None else x0.clone()
     r = b.clone() if x0 is None else b - operator.matmul(x)
     residuals, fresh = [float((r.norm(dim=0) / size).max())], True

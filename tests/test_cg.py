@@ -1,0 +1,154 @@
+"""Conjugate gradients: right, honest, and helped by every preconditioner."""
+
+import pytest
+import torch
+
+from gdml.errors import FitError, NotPositiveDefiniteError
+from gdml.linear import DenseOperator
+from gdml.preconditioners import FACTORS, NystromPreconditioner, build
+from gdml.solvers import cg
+from gdml.solvers import cg as cg_function
+from tests.test_operators import build as build_training
+from tests.test_operators import dense
+
+module = __import__("sys").modules[cg_function.__module__]
+
+
+def spd(n=60, decay=0.8, noise=1e-6, seed=0):
+    """A matrix whose eigenvalues decay geometrically, as those of kernels."""
+    generator = torch.Generator().manual_seed(seed)
+    q, _ = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=generator))
+    values = decay ** torch.arange(n, dtype=torch.float64)
+    return DenseOperator((q * values) @ q.mT, noise)
+
+
+@pytest.mark.parametrize("name", [*FACTORS, "none"])
+@pytest.mark.parametrize("shape", [(60,), (60, 3)])
+def test_solves(name, shape):
+    operator = spd()
+    b = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    solution = cg(operator, b, preconditioner=build(name, operator, 20), rtol=1e-9, max_iter=1000)
+    assert solution.converged and solution.reason == "converged"
+    torch.testing.assert_close(operator.matmul(solution.x), b, rtol=0, atol=2e-9 * float(b.norm(dim=0).max()))
+    assert len(solution.residuals) == solution.n_iter + 1
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_factors_approximate_from_below(name):
+    operator = spd()
+    matrix = operator.matrix
+    errors = []
+    for rank in (5, 15, 30):
+        factor = FACTORS[name](operator, rank, torch.Generator().manual_seed(0))
+        rest = matrix - factor @ factor.mT
+        assert factor.shape[1] <= rank
+        assert torch.linalg.eigvalsh(rest).min() > -1e-7
+        errors.append(float(rest.trace()))
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_svd_is_the_best_and_random_pivots_are_near():
+    operator = spd()
+    best = (operator.matrix - torch.linalg.multi_dot([f := FACTORS["svd"](operator, 15, None), f.mT])).trace()
+    random = []
+    for seed in range(10):
+        factor = FACTORS["rpcholesky"](operator, 15, torch.Generator().manual_seed(seed))
+        random.append(float((operator.matrix - factor @ factor.mT).trace()))
+    assert best < min(random)
+    assert sum(random) / 10 < 6 * best
+
+
+@pytest.mark.parametrize("name", ["rpcholesky", "cholesky"])
+def test_pivots_stop_where_the_matrix_is_described(name):
+    low = torch.randn(40, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    factor = FACTORS[name](DenseOperator(low @ low.mT), 20, torch.Generator().manual_seed(0))
+    assert 6 <= factor.shape[1] < 20
+    torch.testing.assert_close(factor @ factor.mT, low @ low.mT, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_the_inverse_is_that_of_the_approximation(columns):
+    operator = spd(30)
+    factor = FACTORS["rpcholesky"](operator, 8, torch.Generator().manual_seed(0))
+    preconditioner = NystromPreconditioner(factor, operator.diagonal())
+    approximation = factor @ factor.mT + preconditioner.mu * torch.eye(30, dtype=torch.float64)
+    r = torch.randn(30, columns, dtype=torch.float64)
+    torch.testing.assert_close(approximation @ preconditioner.solve(r), r, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(preconditioner.solve(r)[:, 0], preconditioner.solve(r[:, 0]))
+    rest = operator.to_dense() - factor @ factor.mT
+    assert preconditioner.mu == pytest.approx(float(rest.trace()) / 30)
+
+
+def test_on_the_training_system(frames):
+    operator, _ = build_training(frames[:15], noise=1e-10, scale=20.0)
+    y = operator.labels.values.flatten()
+    expected = torch.linalg.solve(dense(operator), y)
+    plain = cg(operator, y, rtol=1e-3, max_iter=3000)
+    helped = cg(operator, y, preconditioner=build("rpcholesky", operator, 150), rtol=1e-8, max_iter=3000)
+    assert helped.converged and helped.n_iter < 0.5 * plain.n_iter
+    torch.testing.assert_close(helped.x, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_start_vector_and_callback():
+    operator, b = spd(), torch.ones(60, dtype=torch.float64)
+    seen = []
+    first = cg(operator, b, rtol=1e-10, max_iter=1000, callback=lambda i, x, r: seen.append((i, r)))
+    assert [i for i, _ in seen] == list(range(1, first.n_iter + 1))
+    assert [r for _, r in seen] == first.residuals[1:]
+    again = cg(operator, b, x0=first.x, rtol=1e-9)
+    assert again.n_iter == 0 and again.converged
+    ended = cg(operator, b, callback=lambda i, x, r: i == 3)
+    assert ended.n_iter == 3 and ended.reason == "ended by the callback"
+
+
+def test_reports_the_true_residual(monkeypatch):
+    """Also where rounding in the recursion has long left it."""
+    monkeypatch.setattr(module, "REPLACE_EVERY", 7)
+    operator, b = spd(noise=1e-9), torch.ones(60, dtype=torch.float64)
+    solution = cg(operator, b, rtol=1e-7, max_iter=2000)
+    true = float((b - operator.matmul(solution.x)).norm() / b.norm())
+    assert solution.converged and true <= 1e-7
+
+
+def test_absolute_tolerance_and_zero_right_hand_side():
+    operator, b = spd(), torch.ones(60, dtype=torch.float64)
+    solution = cg(operator, b, rtol=0.0, atol=1e-3, max_iter=1000)
+    assert solution.converged and (b - operator.matmul(solution.x)).norm() <= 1e-3
+    zero = cg(operator, 0 * b)
+    assert zero.converged and zero.n_iter == 0 and not zero.x.any()
+
+
+def test_too_few_iterations():
+    solution = cg(spd(), torch.ones(60, dtype=torch.float64), rtol=1e-10, max_iter=4)
+    assert not solution.converged and solution.n_iter == 4
+    with pytest.raises(FitError, match="did not converge: 4 iterations left the residual at"):
+        solution.require_convergence()
+
+
+def test_a_tolerance_below_the_arithmetic(monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE", 40)
+    operator = spd()
+    solution = cg(operator, torch.ones(60, dtype=torch.float64), preconditioner=build("svd", operator, 40), rtol=1e-17)
+    assert not solution.converged
+    assert "what double precision gives" in solution.reason
+
+
+def test_stagnation_is_explained(monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE", 3)
+    operator = spd(200, decay=0.9, noise=1e-14)
+    solution = cg(operator, torch.ones(200, dtype=torch.float64), rtol=1e-6, max_iter=5000)
+    assert not solution.converged and "use a preconditioner of higher rank" in solution.reason
+
+
+def test_not_positive_definite():
+    indefinite = DenseOperator(torch.diag(torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64)))
+    with pytest.raises(NotPositiveDefiniteError, match="raise the noise"):
+        cg(indefinite, torch.ones(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "name, rank, message", [("magic", 5, "unknown preconditioner"), ("uniform", 0, "between 1 and"), ("svd", 61, "60")]
+)
+def test_bad_preconditioners(name, rank, message):
+    with pytest.raises(FitError, match=message):
+        build(name, spd(), rank)
