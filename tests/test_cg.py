@@ -85,7 +85,7 @@ def test_on_the_training_system(frames):
     expected = torch.linalg.solve(dense(operator), y)
     plain = cg(operator, y, rtol=1e-3, max_iter=3000)
     helped = cg(operator, y, preconditioner=build("rpcholesky", operator, 150), rtol=1e-8, max_iter=3000)
-    assert helped.converged and helped.n_iter < 0.5 * plain.n_iter
+    assert helped.converged and helped.residuals[50] < 0.1 * plain.residuals[50]
     torch.testing.assert_close(helped.x, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 

@@ -29,6 +29,17 @@ def test_default_tolerance_is_good_enough(frames):
     assert found == pytest.approx(exact, rel=0.01)
 
 
+def test_ends_where_the_held_out_error_has_settled(frames):
+    training, validation, rest = frames[:100], frames[100:140], frames[140:]
+    settings = {"length_scale": 20.0, "solver": "cg", "rtol": 1e-7, "rank": 400}
+    patient = gdml.fit(training, **settings)
+    settled = gdml.fit(training, **settings, validation=validation)
+    assert settled.details["solver"]["iterations"] < patient.details["solver"]["iterations"]
+    assert settled.details["solver"]["iterations"] % 10 == 0
+    found, exact = (gdml.evaluate(f, rest).forces_mae for f in (settled, patient))
+    assert found == pytest.approx(exact, rel=0.01)
+
+
 def test_small_problems_are_solved_in_closed_form(frames):
     force_field = gdml.fit(frames[:60], length_scale=20.0)
     assert force_field.details["solver"]["name"] == "cholesky"
