@@ -32,6 +32,7 @@ benchmarks: setup
 	$(BIN)/python benchmarks/against_sgdml.py
 	$(BIN)/python benchmarks/symmetry_choice.py
 	$(BIN)/python benchmarks/dynamics.py
+	$(BIN)/python benchmarks/cg.py
 	$(BIN)/python benchmarks/tables.py
 
 clean:

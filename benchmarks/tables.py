@@ -74,17 +74,47 @@ def dynamics(result: dict) -> list[list[str]]:
     return rows
 
 
+def cg_training(result: dict) -> list[list[str]]:
+    rows = [["Molecule", "n", "Solver", "Time (s)", "Memory (GB)", "Iterations", "Force MAE (meV/Å)"]]
+    for name, case in result["training"].items():
+        for kind in ("auto", "cg", "cholesky"):
+            run = case[kind]
+            solver = run["solver"]
+            label = f"auto: {solver['name']}" if kind == "auto" else kind
+            cells = [f"{run['seconds']:.1f}", f"{run['peak_GB']:.2f}", str(solver.get("iterations", ""))]
+            rows.append([name, str(case["n_train"]), label, *cells, f"{run['force_mae_meV_per_A']:.2f}"])
+    return rows
+
+
+def cg_iterations(result: dict) -> list[list[str]]:
+    kinds = ["rpcholesky", "cholesky", "leverage", "uniform"]
+    rows = [["Molecule", "n", "k", "", *kinds, "svd"]]
+    for name, case in result["iterations_to_1e-4"].items():
+        ours = [str(case["iterations"][kind] or "> 4000") for kind in kinds]
+        theirs = [str(case["published"].get(kind, "")) for kind in [*kinds, "svd"]]
+        rows.append([name, str(case["n_train"]), str(case["rank"]), "here", *ours, "not measured"])
+        rows.append(["", "", "", "published", *theirs])
+    return rows
+
+
 def _times(factor: float) -> str:
     return f"{factor:.1f} ×" if factor < 10 else f"{factor:.0f} ×"
 
 
-TABLES = {"against_sgdml": against_sgdml, "symmetry_choice": symmetry_choice, "dynamics": dynamics}
+# Each table, and the result that it is of.
+TABLES = {
+    "against_sgdml": (against_sgdml, "against_sgdml"),
+    "symmetry_choice": (symmetry_choice, "symmetry_choice"),
+    "dynamics": (dynamics, "dynamics"),
+    "cg_training": (cg_training, "cg"),
+    "cg_iterations": (cg_iterations, "cg"),
+}
 
 
 def render(name: str) -> str:
-    """A Markdown table of the named result."""
-    result = json.loads((HERE / "results" / f"{name}.json").read_text())
-    head, *rows = TABLES[name](result)
+    """The named table in Markdown."""
+    make, result = TABLES[name]
+    head, *rows = make(json.loads((HERE / "results" / f"{result}.json").read_text()))
     lines = [head, ["---"] * len(head), *rows]
     return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
 

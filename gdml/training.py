@@ -8,29 +8,21 @@ import torch
 from ase import Atoms
 from numpy.typing import ArrayLike
 
+from .checks import check_duplicates, check_group, check_labels, check_validation
 from .contractions import GemmContraction
-from .cost import Problem, choose_solver
 from .dataset import Dataset, read
 from .descriptors import InverseDistances, PairFeatures
 from .energies import compare_units, constant_of_energy
-from .errors import DataError, FitError, SymmetryError, name_frames
+from .errors import DataError, FitError, SymmetryError
 from .force_field import ForceField
 from .kernels import RadialKernel, kernel_by_name
-from .memory import check_closed_form
 from .operators import Labels, TrainingOperator
-from .preconditioners import FACTORS, build
-from .progress import iteration_bar, progress_bar
+from .progress import progress_bar
 from .selection import GRID, choose_length_scale, hold_out
-from .solvers import cg, cholesky_factor, cholesky_solve
+from .solution import CLOSED_FORM, DEFAULT_RTOL, ForceMonitor, Method, solve
 from .symmetry import PermutationGroup, molecular_group
 
 DEFAULT_NOISE = 1e-10
-# Of conjugate gradients. From here on the error on held-out forces hardly moves;
-# benchmarks/cg.py has the figures.
-DEFAULT_RTOL = 1e-3
-# With a validation set, CG ends before that if its force error has settled to this
-# fraction between two looks at it, so many iterations apart.
-SETTLED, LOOK_EVERY = 1e-3, 10
 # Trainings that only judge a length scale use at most this many unknowns.
 MAX_SEARCH_UNKNOWNS = 6000
 # Energies are checked against forces on frames with this many atoms in all, and
@@ -116,17 +108,19 @@ def fit(
         If energies disagree with the integrated forces.
     """
     dataset = dataset if isinstance(dataset, Dataset) else read(dataset)
-    _check_labels(dataset, use_energy)
+    check_labels(dataset, use_energy)
     if validation is not None:
-        _check_validation(dataset, validation)
+        check_validation(dataset, validation)
     plan = _plan(dataset, symmetry, descriptor, kernel, noise, use_energy)
-    _check_duplicates(dataset, plan)
-    iterative = _Iterative(solver, preconditioner, rank, rtol)
-    _check_solver(dataset, plan, iterative)
+    x = _features(plan, dataset).x.numpy()
+    check_duplicates(dataset, x, plan.descriptor.permutations(plan.group))
+    method = Method(solver, preconditioner, rank, rtol)
+    n_labels = 3 * dataset.n_atoms - 5 + use_energy  # of a linear molecule; others have one less
+    method.check(len(dataset), n_labels, plan.descriptor.size, plan.group.order)
     check_energies(dataset, plan)
     if length_scale == "auto":
         length_scale = _search(plan, dataset, validation, progress)
-    return _train(plan, dataset, _number("length_scale", length_scale), progress, iterative, validation)
+    return _train(plan, dataset, _number("length_scale", length_scale), progress, method, validation)
 
 
 @dataclass(frozen=True)
@@ -173,63 +167,8 @@ def _group(dataset: Dataset, symmetry: str | PermutationGroup | ArrayLike) -> Pe
             return PermutationGroup.trivial(dataset.n_atoms)
         raise SymmetryError(f"symmetry is 'auto', 'none' or a group, not {symmetry!r}")
     group = symmetry if isinstance(symmetry, PermutationGroup) else PermutationGroup(symmetry)
-    if group.n_atoms != dataset.n_atoms:
-        raise SymmetryError(f"the group permutes {group.n_atoms} atoms, the geometries have {dataset.n_atoms}")
-    exchanged = dataset.numbers[group.permutations] != dataset.numbers
-    if exchanged.any():
-        row, atom = np.argwhere(exchanged)[0]
-        other = group.permutations[row, atom]
-        raise SymmetryError(
-            f"permutation {row} puts {dataset.label(other)} in the place of {dataset.label(atom)}; "
-            "only equal atoms may be exchanged"
-        )
+    check_group(dataset, group)
     return group
-
-
-def _check_labels(dataset: Dataset, use_energy: bool) -> None:
-    dataset.require_forces()
-    if len(dataset) < 2:
-        raise DataError(f"{len(dataset)} geometry is not enough to train on; at least two are needed")
-    if use_energy and dataset.energy is None:
-        raise DataError("use_energy needs energies, and the dataset has none")
-    if not np.abs(dataset.forces).max() > 0:
-        raise DataError("all forces are zero; there is nothing to learn")
-
-
-def _check_validation(dataset: Dataset, validation: Dataset) -> None:
-    validation.require_forces()
-    if not np.array_equal(dataset.numbers, validation.numbers):
-        raise DataError(f"the validation geometries are {validation.formula}, or in another order than in training")
-    known = {p.tobytes() for p in dataset.positions}
-    shared = [i for i, p in enumerate(validation.positions) if p.tobytes() in known]
-    if shared:
-        raise DataError(f"{name_frames(validation.frame_numbers[shared])} of the validation set: trained on, too")
-
-
-def _check_duplicates(dataset: Dataset, plan: _Plan) -> None:
-    pairs = _duplicates(_features(plan, dataset).x.numpy(), plan.descriptor.permutations(plan.group))
-    if pairs:
-        listed = ", ".join(" and ".join(str(dataset.frame_numbers[i]) for i in pair) for pair in pairs[:5])
-        raise DataError(
-            f"{len(pairs)} geometries occur twice (frames {listed}{', ...' if len(pairs) > 5 else ''}), up to "
-            "symmetry, which makes the training matrix singular; remove them"
-        )
-
-
-def _duplicates(x: np.ndarray, action: np.ndarray, tolerance: float = 1e-6) -> list[tuple[int, int]]:
-    """Pairs of rows that are equal up to the group.
-
-    They have equal values of an invariant function, and are neighbours when
-    sorted by it.
-    """
-    direction = np.random.default_rng(0).normal(size=x.shape[1])
-    images = np.stack([x[:, row] @ direction for row in action], 1)
-    invariant = (images**2).sum(1)
-    slope = 2 * np.abs(images).max() * np.abs(direction).sum() * len(action)
-    order = np.argsort(invariant)
-    near = np.flatnonzero(np.diff(invariant[order]) < tolerance * slope)
-    pairs = [sorted((int(order[k]), int(order[k + 1]))) for k in near]
-    return [(i, j) for i, j in pairs if np.abs(x[j][action] - x[i]).max(1).min() < tolerance]
 
 
 def _features(plan: _Plan, dataset: Dataset) -> PairFeatures:
@@ -250,90 +189,12 @@ def _search(plan: _Plan, dataset: Dataset, validation: Dataset | None, progress:
         )
 
 
-@dataclass(frozen=True)
-class _Iterative:
-    """How the training system is solved."""
-
-    solver: str = "cholesky"
-    preconditioner: str = "rpcholesky"
-    rank: int | str = "auto"
-    rtol: float = DEFAULT_RTOL
-
-
-def _check_solver(dataset: Dataset, plan: _Plan, how: _Iterative) -> None:
-    """Find out before the work what can be found out: names, ranges, memory of the closed form."""
-    if how.preconditioner not in (*FACTORS, "none"):
-        raise FitError(f"unknown preconditioner {how.preconditioner!r}; known: {', '.join(FACTORS)} and none")
-    if how.rank != "auto" and not _number("rank", how.rank) >= 1:
-        raise FitError(f"the rank must be positive, not {how.rank}")
-    if not 0 < how.rtol < 1:
-        raise FitError(f"rtol must lie between 0 and 1, not {how.rtol}")
-    if how.solver == "cholesky":
-        n_labels = 3 * dataset.n_atoms - 5 + plan.use_energy  # of a linear molecule; others have one less
-        check_closed_form(len(dataset), n_labels, plan.descriptor.size, plan.group.order)
-
-
-def _solve(
-    operator: TrainingOperator, plan: _Plan, how: _Iterative, validation: Dataset | None, progress: bool
-) -> tuple[torch.Tensor, dict[str, str | int | float]]:
-    """The solution of the training system, and an account of how it was found."""
-    labels = operator.labels
-    n_frames, n_labels = labels.values.shape
-    problem = Problem(n_frames, n_labels, plan.descriptor.size, plan.group.order)
-    rank = problem.default_rank() if how.rank == "auto" else min(int(how.rank), problem.n_unknowns)
-    name, why = choose_solver(problem, operator, how.solver, rank)
-    target = labels.values.flatten()
-    if name == "cholesky":
-        with progress_bar("kernel matrix", progress) as bar:
-            matrix = operator.to_dense(bar)
-        with progress_bar("Cholesky", progress) as bar:
-            factor = cholesky_factor(matrix, progress=bar)
-        return cholesky_solve(factor, target), {"name": name, "why": why}
-    with progress_bar(f"preconditioner of rank {rank}", progress):
-        preconditioner = build(how.preconditioner, operator, rank)
-    watch = _Settled(operator, plan, validation)
-    with iteration_bar(how.rtol, progress) as report:
-
-        def callback(iteration: int, x: torch.Tensor, residual: float) -> bool:
-            if report:
-                report(iteration, x, residual)
-            return watch(iteration, x)
-
-        solution = cg(operator, target, preconditioner=preconditioner, rtol=how.rtol, callback=callback)
-    solution.require_convergence()
-    account = {"preconditioner": how.preconditioner, "rank": rank, "iterations": solution.n_iter}
-    return solution.x, {"name": name, "why": why, **account, "residual": solution.residuals[-1]}
-
-
-class _Settled:
-    """Whether the force error on held-out geometries has stopped to change, asked after each iteration."""
-
-    def __init__(self, operator: TrainingOperator, plan: _Plan, validation: Dataset | None):
-        self.operator = operator
-        self.errors: list[float] = []
-        if validation is None:
-            self.features = None
-            return
-        self.features = _features(plan, validation)
-        self.forces = torch.tensor(validation.forces)
-
-    def __call__(self, iteration: int, x: torch.Tensor) -> bool:
-        if self.features is None or iteration % LOOK_EVERY:
-            return False
-        labels = self.operator.labels
-        c, w = labels.spread(x.view_as(labels.values))
-        _, g = self.operator.contraction.apply(self.features.x, c, w)
-        self.errors.append(float((self.features.vjp(g) + self.forces).square().mean().sqrt()))
-        *_, two_before, before, now = (float("inf"), float("inf"), *self.errors)
-        return max(abs(now - before), abs(before - two_before)) < SETTLED * now
-
-
 def _train(
     plan: _Plan,
     dataset: Dataset,
     length_scale: float,
     progress: bool = False,
-    how: _Iterative = _Iterative(),
+    method: Method = CLOSED_FORM,
     validation: Dataset | None = None,
     *,
     judged_by_forces: bool = False,
@@ -344,7 +205,10 @@ def _train(
     kernel = plan.kernel(length_scale)
     contraction = GemmContraction(kernel, features.x, plan.descriptor.permutations(plan.group))
     operator = TrainingOperator(contraction, labels, plan.noise)
-    solution, account = _solve(operator, plan, how, validation, progress)
+    monitor = ForceMonitor()
+    if validation is not None:
+        monitor = ForceMonitor(_features(plan, validation), torch.tensor(validation.forces))
+    solution, account = solve(operator, method, monitor, progress)
     c, w = labels.spread(solution.view_as(labels.values))
     offset = labels.offset
     if dataset.energy is not None and not plan.use_energy and not judged_by_forces:

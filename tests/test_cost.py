@@ -82,8 +82,8 @@ def test_choice_by_memory(frames, monkeypatch):
     [
         ({"solver": "magic"}, "the solver is 'auto', 'cholesky' or 'cg'"),
         ({"preconditioner": "magic"}, "unknown preconditioner 'magic'"),
-        ({"rank": 0}, "rank must be positive"),
-        ({"rank": "many"}, "rank must be a number or 'auto'"),
+        ({"rank": 0}, "rank must be a positive integer"),
+        ({"rank": "many"}, "rank must be a positive integer"),
         ({"rtol": 0.0}, "rtol must lie between 0 and 1"),
         ({"rtol": 1e-15, "solver": "cg", "rank": 60}, "did not converge"),
     ],

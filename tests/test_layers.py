@@ -23,7 +23,7 @@ LAYERS = [
     ["operators"],
     ["preconditioners.nystrom", "preconditioners.uniform", "preconditioners.leverage", "preconditioners.pivoted"],
     ["preconditioners.svd", "preconditioners", "solvers.cholesky", "solvers.cg", "solvers", "memory", "cost"],
-    ["sgdml_models", "force_field", "metrics", "selection", "energies", "training"],
+    ["sgdml_models", "force_field", "metrics", "selection", "energies", "checks", "solution", "training"],
     ["calculator", "dynamics.classical", "dynamics"],
     ["plots", "cli", "__main__"],
 ]
