@@ -294,7 +294,7 @@ def _add_train(commands, data) -> None:
     parser.add_argument("--solver", choices=("auto", "cholesky", "cg"), default="auto", help="closed form or CG")
     parser.add_argument("--preconditioner", choices=(*FACTORS, "none"), default="rpcholesky", help="of CG")
     parser.add_argument("--rank", type=_auto_or_int, default="auto", metavar="K", help="of the preconditioner")
-    parser.add_argument("--rtol", type=float, default=DEFAULT_RTOL, metavar="X", help="residual where CG ends (1e-3)")
+    parser.add_argument("--rtol", type=float, default=DEFAULT_RTOL, metavar="X", help="residual where CG ends (3e-4)")
     parser.add_argument("--seed", type=_natural, default=0, help="of the draw of frames (0)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="parity plot of the held-out frames")
     parser.add_argument("--learning-curve", type=Path, metavar="FILE", help="plot errors at n/8, n/4, n/2 and n")
