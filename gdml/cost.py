@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
+from . import memory
 from .errors import FitError
 from .linear import LinearOperator
-from .memory import available_memory, check_closed_form, closed_form_bytes
+from .memory import check_closed_form, closed_form_bytes
 
 RANK_FRACTION = 12  # unknowns for each column of the preconditioner; 8 to 16 take about the same time
 EXPECTED_ITERATIONS = 200  # what ethanol takes is 40, aspirin 200 to 500
@@ -39,7 +40,7 @@ class Problem:
     def default_rank(self) -> int:
         """Columns for the preconditioner: a twelfth of the unknowns, or what half of the memory holds."""
         rank = max(1, self.n_unknowns // RANK_FRACTION)
-        return max(1, min(rank, available_memory() // (2 * 8 * self.n_unknowns)))
+        return max(1, min(rank, memory.available_memory() // (2 * 8 * self.n_unknowns)))
 
 
 def choose_solver(problem: Problem, operator: LinearOperator, solver: str, rank: int) -> tuple[str, str]:
@@ -67,7 +68,7 @@ def choose_solver(problem: Problem, operator: LinearOperator, solver: str, rank:
         return "cg", "asked for"
     if solver != "auto":
         raise FitError(f"the solver is 'auto', 'cholesky' or 'cg', not {solver!r}")
-    budget = available_memory()
+    budget = memory.available_memory()
     if problem.closed_form_bytes > budget:
         if problem.cg_bytes(rank) > budget:
             check_closed_form(*sizes)

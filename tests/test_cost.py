@@ -59,7 +59,7 @@ class Slow:
 )
 def test_choice_by_time(n_frames, n_atoms, order, expected, monkeypatch):
     """The benchmark's cases, with the rates and products measured there."""
-    monkeypatch.setattr(cost, "available_memory", lambda: 20 * 10**9)
+    monkeypatch.setattr(memory, "available_memory", lambda: 20 * 10**9)
     monkeypatch.setattr(cost, "_gemm_rate", lambda: 140e9)
     products = {(1000, 9): 0.086, (200, 15): 0.034, (500, 21): 0.034, (100, 9): 0.001}
     monkeypatch.setattr(cost, "_seconds_of", lambda function: products[n_frames, n_atoms])
@@ -68,7 +68,6 @@ def test_choice_by_time(n_frames, n_atoms, order, expected, monkeypatch):
 
 
 def test_choice_by_memory(frames, monkeypatch):
-    monkeypatch.setattr(cost, "available_memory", lambda: 30 * 10**6)
     monkeypatch.setattr(memory, "available_memory", lambda: 30 * 10**6)
     force_field = gdml.fit(frames[:110], length_scale=20.0, rank=150)
     account = force_field.details["solver"]

@@ -228,7 +228,7 @@ def test_memory_is_predicted(frames, monkeypatch):
     with pytest.raises(MemoryBudgetError, match=r"200 geometries .* GB are available; (\d+) geometries would fit") as e:
         gdml.fit(frames[:200], length_scale=20.0)
     fits = int(str(e.value).split(";")[1].split()[0])
-    size = {"n_labels": 22, "size": 36, "order": 6}
+    size = {"n_labels": 21, "size": 36, "order": 6}
     assert memory.closed_form_bytes(fits, **size) <= 10_000_000 < memory.closed_form_bytes(fits + 1, **size)
 
 
