@@ -58,7 +58,7 @@ def closed_form_bytes(n_frames: int, n_labels: int, size: int, order: int) -> in
     return 8 * (matrix + duals + column + factorisation)
 
 
-def check_closed_form(n_frames: int, n_labels: int, size: int, order: int, budget: int | None = None) -> int:
+def check_closed_form(n_frames: int, n_labels: int, size: int, order: int) -> int:
     """The predicted peak memory in bytes, if it fits.
 
     Raises
@@ -66,7 +66,7 @@ def check_closed_form(n_frames: int, n_labels: int, size: int, order: int, budge
     MemoryBudgetError
         If it does not; the message says how many geometries would.
     """
-    budget = available_memory() if budget is None else budget
+    budget = available_memory()
     needed = closed_form_bytes(n_frames, n_labels, size, order)
     if needed <= budget:
         return needed

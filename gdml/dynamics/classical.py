@@ -133,19 +133,7 @@ def run_md(
         samples.append((atoms.get_total_energy(), atoms.get_temperature()))
         _check_state(samples[-1], temperature_K, dynamics.nsteps, calculator)
 
-    writer = None if trajectory is None else Trajectory(trajectory, "w", atoms)
-    try:
-        if writer is not None:
-            dynamics.attach(writer.write, interval=interval)
-        dynamics.attach(sample, interval=interval)
-        with progress_bar("dynamics", progress) as bar, warnings.catch_warnings():
-            warnings.simplefilter("once", ExtrapolationWarning)
-            if bar:
-                dynamics.attach(lambda: bar(dynamics.nsteps, steps), interval=interval)
-            dynamics.run(steps)
-    finally:
-        if writer is not None:
-            writer.close()
+    _run(dynamics, atoms, steps, interval, sample, trajectory, progress)
     energy, temperature = np.array(samples).T
     drift, fluctuation = (None, None) if ensemble != "nve" else _drift(energy / len(atoms), timestep_fs * interval)
     return MDReport(
@@ -157,6 +145,23 @@ def run_md(
         energy_fluctuation=fluctuation,
         n_outside=calculator.n_outside,
     )
+
+
+def _run(dynamics, atoms, steps, interval, sample, trajectory, progress) -> None:
+    """Run to the end; what the trajectory holds is kept also where the run fails."""
+    writer = None if trajectory is None else Trajectory(trajectory, "w", atoms)
+    try:
+        if writer is not None:
+            dynamics.attach(writer.write, interval=interval)
+        dynamics.attach(sample, interval=interval)  # after the writer, which so has the step that fails
+        with progress_bar("dynamics", progress) as bar, warnings.catch_warnings():
+            warnings.simplefilter("once", ExtrapolationWarning)
+            if bar:
+                dynamics.attach(lambda: bar(dynamics.nsteps, steps), interval=interval)
+            dynamics.run(steps)
+    finally:
+        if writer is not None:
+            writer.close()
 
 
 def _check_settings(**settings: float) -> None:
