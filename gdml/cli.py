@@ -25,7 +25,8 @@ from .metrics import Metrics, compare, evaluate
 from .npz import check_writable, read_archive
 from .preconditioners import FACTORS
 from .sgdml_models import is_sgdml_model
-from .training import DEFAULT_RTOL, fit
+from .solution import DEFAULT_NEIGHBOURS, DEFAULT_RTOL
+from .training import fit
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,7 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         return _fail(error, OutputError.exit_code)
     except KeyboardInterrupt:
-        return _fail("interrupted; files are written whole or not at all, so none is damaged", INTERRUPTED)
+        message = "interrupted; no file is damaged, and gdml train --resume goes on from the last checkpoint"
+        return _fail(message, INTERRUPTED)
 
 
 def _fail(message: object, code: int) -> int:
@@ -74,13 +76,16 @@ def train(options: argparse.Namespace) -> None:
         "solver": options.solver,
         "preconditioner": options.preconditioner,
         "rank": options.rank,
+        "neighbours": options.neighbours,
         "rtol": options.rtol,
         "progress": not options.quiet,
     }
     start = time.perf_counter()
-    force_field = fit(training, validation=validation, **settings)
+    checkpoint = options.output.with_suffix(".checkpoint.npz")
+    force_field = fit(training, validation=validation, checkpoint=checkpoint, resume=options.resume, **settings)
     seconds = time.perf_counter() - start
     force_field.save(options.output)
+    checkpoint.unlink(missing_ok=True)
     print(f"{options.output}: {_describe(force_field)}; trained in {seconds:.1f} s{_account(force_field)}")
     if validation is not None:
         prediction = force_field.predict(validation.positions)
@@ -294,7 +299,10 @@ def _add_train(commands, data) -> None:
     parser.add_argument("--solver", choices=("auto", "cholesky", "cg"), default="auto", help="closed form or CG")
     parser.add_argument("--preconditioner", choices=(*FACTORS, "none"), default="rpcholesky", help="of CG")
     parser.add_argument("--rank", type=_auto_or_int, default="auto", metavar="K", help="of the preconditioner")
+    help_text = "nearest geometries that the preconditioner sees with each (4)"
+    parser.add_argument("--neighbours", type=_natural, default=DEFAULT_NEIGHBOURS, metavar="M", help=help_text)
     parser.add_argument("--rtol", type=float, default=DEFAULT_RTOL, metavar="X", help="residual where CG ends (3e-4)")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint of a killed training")
     parser.add_argument("--seed", type=_natural, default=0, help="of the draw of frames (0)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="parity plot of the held-out frames")
     parser.add_argument("--learning-curve", type=Path, metavar="FILE", help="plot errors at n/8, n/4, n/2 and n")

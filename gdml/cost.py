@@ -1,28 +1,34 @@
 """How long and how much memory a solution takes, before it starts; and which one to take."""
 
+import math
 import time
 from dataclasses import dataclass
 
 import torch
 
 from . import memory
-from .errors import FitError
-from .linear import LinearOperator
 from .memory import check_closed_form, closed_form_bytes
 
-RANK_FRACTION = 12  # unknowns for each column of the preconditioner; 8 to 16 take about the same time
-EXPECTED_ITERATIONS = 200  # what ethanol takes is 40, aspirin 200 to 500
+# A core that does r operations in a second moves about r / 5 bytes, measured.
+OPERATIONS_PER_BYTE = 5
 REJECTED = 1.4  # candidates for each column that is kept
+# Operations of a contraction go at half the rate of a large matrix product.
+CONTRACTION = 2.2
+# The largest rank to start with, as a fraction of the unknowns.
+MOST = 5
+# Iterations at one rank, in units of those that the next preconditioner costs.
+PATIENCE = 3
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The sizes that decide: geometries n, labels of each L, descriptor entries D, order |S|."""
+    """The sizes that decide: geometries n, labels of each L, descriptor entries D, order |S|; m neighbours."""
 
     n_frames: int
     n_labels: int
     size: int
     order: int
+    neighbours: int = 4
 
     @property
     def n_unknowns(self) -> int:
@@ -32,79 +38,127 @@ class Problem:
     def closed_form_bytes(self) -> int:
         return closed_form_bytes(self.n_frames, self.n_labels, self.size, self.order)
 
+    def fits_closed_form(self) -> bool:
+        """Whether the closed form fits into the memory there is."""
+        return self.closed_form_bytes <= memory.available_memory()
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the closed form takes less than about a second, and comparing is not worth the time."""
+        return self.closed_form_operations < 1e11
+
+    @property
+    def closed_form_operations(self) -> float:
+        """N³/3 + n² L (|S| D + D² + D L), at the rates of these parts."""
+        n, labels, size, order = self.n_frames, self.n_labels, self.size, self.order
+        assembly = n**2 * labels * (2 * order * size + size**2 + size * labels)
+        return self.n_unknowns**3 / 3 / 0.75 + 2 * assembly
+
     def cg_bytes(self, rank: int) -> int:
-        """8 [ N k + 1.5 k² + 2 n D L + 3 N r ]: factor, inner matrix, duals, a round of r = 256 columns."""
+        """8 [ N k + k² + 2 n D L + 3 N r + N L (m + 1) ]: factor, inner matrix, duals, r = 256 columns, neighbours."""
         duals = 2 * self.n_frames * self.size * self.n_labels
-        return int(8 * (self.n_unknowns * rank + 1.5 * rank**2 + duals + 768 * self.n_unknowns))
+        near = self.n_unknowns * self.n_labels * (self.neighbours + 1)
+        return int(8 * (self.n_unknowns * rank + rank**2 + duals + 768 * self.n_unknowns + near))
 
-    def default_rank(self) -> int:
-        """Columns for the preconditioner: a twelfth of the unknowns, or what half of the memory holds."""
-        rank = max(1, self.n_unknowns // RANK_FRACTION)
-        return max(1, min(rank, memory.available_memory() // (2 * 8 * self.n_unknowns)))
+    def largest_rank(self) -> int:
+        """What half of the memory holds."""
+        return max(1, min(self.n_unknowns, memory.available_memory() // (2 * 8 * self.n_unknowns)))
+
+    def build_operations(self, rank: int) -> float:
+        """Of a preconditioner: columns, 3.5 N k², and the rest by neighbours, n [(m + 1) L]² k."""
+        n, labels, size, order = self.n_frames, self.n_labels, self.size, self.order
+        columns = CONTRACTION * REJECTED * rank * 2 * n * size * (2 * order + labels)
+        members = self.neighbours + 1
+        pairs = n * members**2 * labels * (2 * order * size + size**2)
+        near = n * (members * labels) ** 2 * rank + pairs
+        return columns + 3.5 * self.n_unknowns * rank**2 + CONTRACTION * near
+
+    def iteration_operations(self, rank: int) -> float:
+        """Of an iteration: a product, 8 n² |S| D, two passes over the factor and two over the neighbours."""
+        product = CONTRACTION * 8 * self.n_frames**2 * self.order * self.size
+        near = self.n_labels * (self.neighbours + 1)
+        return product + OPERATIONS_PER_BYTE * 2 * 8 * self.n_unknowns * (rank + 2 * near)
+
+    def patience(self, rank: int) -> int:
+        """Iterations after which a preconditioner of twice the rank would have been the better investment."""
+        return max(100, int(PATIENCE * self.build_operations(2 * rank) / self.iteration_operations(rank)))
 
 
-def choose_solver(problem: Problem, operator: LinearOperator, solver: str, rank: int) -> tuple[str, str]:
-    """The solver to take, "cholesky" or "cg", and why.
+@dataclass(frozen=True)
+class Choice:
+    """A solver, "cholesky" or "cg", why, and the rank of CG's preconditioner."""
 
-    With "auto", the one that fits into memory and promises to be faster: by the
-    measured rate of a matrix product and time of one product with the operator,
+    name: str
+    why: str
+    rank: int = 0
 
-    closed form: N³/3 + n² (3 |S| D L + D L²) operations;
-    CG: 3.5 N k² operations, and 200 iterations of one product and four passes
-    over the factor.
+
+def expected_iterations(problem: Problem, rank: int, mu: float, noise: float) -> float:
+    """Iterations to the default tolerance, from what a factor misses of the diagonal, μ.
+
+    2.4 (μ / λ)^0.38 (N / k)^0.67, fitted to trainings on six molecules; it
+    predicts within a factor of two.
+    """
+    ratio = min(mu / max(noise, 1e-300), 1e6)
+    return max(4.0, 2.4 * ratio**0.38 * (problem.n_unknowns / rank) ** 0.67)
+
+
+def choose_rank(problem: Problem, decay: tuple[int, float, float], noise: float) -> tuple[int, float]:
+    """The rank that promises the shortest time, and that time in operations.
+
+    Parameters
+    ----------
+    problem : Problem
+    decay : (int, float, float)
+        A rank k₀, and the mean of the diagonal that factors of rank k₀/2 and k₀
+        miss, from which a power law goes on; see `preconditioners.Begun`.
+    noise : float
+    """
+    probe, before, after = decay
+    exponent = math.log2(max(before, 1e-300) / max(after, 1e-300))
+    best = None
+    most = max(1, min(problem.n_unknowns // MOST, problem.largest_rank()))
+    for rank in sorted({max(1, int(most * 0.85**i)) for i in range(24)}):
+        mu = noise + after * (probe / rank) ** exponent
+        work = problem.build_operations(rank)
+        work += expected_iterations(problem, rank, mu, noise) * problem.iteration_operations(rank)
+        if best is None or work < best[1]:
+            best = rank, work
+    return best
+
+
+def choose(problem: Problem, decay: tuple[int, float, float], noise: float, solver: str, rank: int | None) -> Choice:
+    """The solver to take, "auto" or "cg" being asked for, and the rank of its preconditioner where none is given.
+
+    With "auto", the one that fits into memory and promises to be faster, by
+    counts of operations and the decay that a small factor shows.
 
     Raises
     ------
     MemoryBudgetError
-        If the chosen solver, or with "auto" both, do not fit.
-    FitError
-        For an unknown name.
+        If neither fits.
     """
-    sizes = (problem.n_frames, problem.n_labels, problem.size, problem.order)
-    if solver == "cholesky":
-        check_closed_form(*sizes)
-        return "cholesky", "asked for"
+    best, work = choose_rank(problem, decay, noise)
+    rank = best if rank is None else min(rank, problem.n_unknowns)
+    budget, closed = memory.available_memory(), problem.closed_form_operations
+    if problem.cg_bytes(rank) > budget:
+        check_closed_form(problem.n_frames, problem.n_labels, problem.size, problem.order)
     if solver == "cg":
-        return "cg", "asked for"
-    if solver != "auto":
-        raise FitError(f"the solver is 'auto', 'cholesky' or 'cg', not {solver!r}")
-    budget = memory.available_memory()
+        return Choice("cg", "asked for", rank)
     if problem.closed_form_bytes > budget:
-        if problem.cg_bytes(rank) > budget:
-            check_closed_form(*sizes)
-        return "cg", f"the closed form needs {problem.closed_form_bytes / 1e9:.1f} GB and {budget / 1e9:.1f} are there"
-    closed, iterative = _seconds(problem, operator, rank)
-    name = "cholesky" if closed <= iterative else "cg"
-    return name, f"predicted {closed:.1f} s in closed form, {iterative:.1f} s by conjugate gradients"
+        why = f"the closed form needs {problem.closed_form_bytes / 1e9:.1f} GB and {budget / 1e9:.1f} are there"
+        return Choice("cg", why, rank)
+    rate = gemm_rate()
+    why = f"predicted {closed / rate:.1f} s in closed form, {work / rate:.1f} s by conjugate gradients"
+    return Choice("cholesky" if closed <= work else "cg", why, rank)
 
 
-def _seconds(problem: Problem, operator: LinearOperator, rank: int) -> tuple[float, float]:
-    """Predicted times of the closed form and of CG."""
-    n, labels, size, order = problem.n_frames, problem.n_labels, problem.size, problem.order
-    unknowns = problem.n_unknowns
-    rate = _gemm_rate()
-    closed = (unknowns**3 / 3 / 0.75 + n**2 * (3 * order * size * labels + size * labels**2) / 0.5) / rate
-    if closed < 1.0:  # not worth a measurement
-        return closed, float("inf")
-    v = torch.ones(unknowns, dtype=torch.float64)
-    product = _seconds_of(lambda: operator.matmul(v))
-    columns = REJECTED * rank * 2 * n * size * (2 * order + labels) / (0.3 * rate)
-    # A core that does r operations in a second moves about r / 8 bytes.
-    solve = 2 * 8 * unknowns * rank / (rate / 8)
-    return closed, columns + 3.5 * unknowns * rank**2 / rate + EXPECTED_ITERATIONS * (product + solve)
-
-
-def _gemm_rate(n: int = 1200) -> float:
-    """Operations in a second of a large matrix product."""
+def gemm_rate(n: int = 1200) -> float:
+    """Operations in a second of a large matrix product; the better of two runs, since the first wakes what sleeps."""
     a = torch.ones(n, n, dtype=torch.float64)
-    return 2 * n**3 / _seconds_of(lambda: a @ a)
-
-
-def _seconds_of(function) -> float:
-    """The shorter of two runs; the first also wakes what sleeps."""
     times = []
     for _ in range(2):
         start = time.perf_counter()
-        function()
+        a @ a
         times.append(time.perf_counter() - start)
-    return min(times)
+    return 2 * n**3 / min(times)

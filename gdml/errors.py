@@ -84,6 +84,10 @@ class EnergyWarning(GDMLWarning):
     """Energies that do not agree with the integrated forces."""
 
 
+class CheckpointWarning(GDMLWarning):
+    """A checkpoint that could not be written; the training goes on without."""
+
+
 class ExtrapolationWarning(GDMLWarning):
     """A geometry outside the region of the training data."""
 

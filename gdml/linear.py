@@ -11,13 +11,18 @@ from torch import Tensor
 class LinearOperator(ABC):
     """A symmetric positive definite matrix that need not be stored.
 
+    Its unknowns come in blocks of `block_size` that belong together, such as the
+    labels of a geometry.
+
     Attributes
     ----------
     noise : float
         The part of the diagonal that no low-rank approximation can describe.
+    block_size : int
     """
 
     noise: float = 0.0
+    block_size: int = 1
 
     @property
     @abstractmethod
@@ -34,6 +39,14 @@ class LinearOperator(ABC):
     @abstractmethod
     def columns(self, indices: Tensor) -> Tensor:
         """Columns (n, len(indices)), without the noise."""
+
+    @abstractmethod
+    def blocks(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """The blocks (p, L, L) at p pairs of block numbers, without the noise; L is the block size."""
+
+    @abstractmethod
+    def distances(self) -> Tensor:
+        """How far blocks are from each other (n/L, n/L): the smaller, the more alike they are."""
 
     def to_dense(self) -> Tensor:
         """The matrix (n, n), for tests and small systems."""
@@ -58,11 +71,14 @@ class DenseOperator(LinearOperator):
     matrix : (n, n) tensor
         Symmetric; without the noise.
     noise : float
+    block_size : int
+        A divisor of n.
     """
 
-    def __init__(self, matrix: Tensor, noise: float = 0.0):
+    def __init__(self, matrix: Tensor, noise: float = 0.0, block_size: int = 1):
         self.matrix = matrix
         self.noise = noise
+        self.block_size = block_size
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -76,3 +92,16 @@ class DenseOperator(LinearOperator):
 
     def columns(self, indices: Tensor) -> Tensor:
         return self.matrix[:, indices]
+
+    @property
+    def _in_blocks(self) -> Tensor:
+        n_blocks = len(self.matrix) // self.block_size
+        return self.matrix.view(n_blocks, self.block_size, n_blocks, self.block_size)
+
+    def blocks(self, rows: Tensor, columns: Tensor) -> Tensor:
+        return self._in_blocks[rows, :, columns]
+
+    def distances(self) -> Tensor:
+        size = self.matrix.diagonal().sqrt()
+        correlation = (self.matrix / size / size[:, None]).view_as(self._in_blocks)
+        return 1.0 - correlation.square().mean((1, 3)).sqrt()

@@ -20,6 +20,8 @@ from .linear import LinearOperator
 
 # Numbers in each of the intermediates of a few columns.
 COLUMN_TILE = 4 * 1024 * 1024
+# Numbers in the intermediates of a few pairs of geometries.
+PAIR_TILE = 2 * 1024 * 1024
 
 
 class Labels:
@@ -125,12 +127,8 @@ class TrainingOperator(LinearOperator):
 
     @cached_property
     def _diagonal(self) -> Tensor:
-        labels, x = self.labels, self.labels.features.x
-        blocks = (
-            self.contraction.blocks(x[i : i + 1], labels.c, w[None], i, labels.c, w)[0]
-            for i, w in enumerate(self._duals)
-        )
-        return torch.cat([block.diagonal() for block in blocks])
+        all_frames = torch.arange(len(self.labels.features.x))
+        return self.blocks(all_frames, all_frames).diagonal(dim1=1, dim2=2).flatten()
 
     def columns(self, indices: Tensor) -> Tensor:
         """Columns (ML, len(indices)) of the matrix, without the noise."""
@@ -148,15 +146,33 @@ class TrainingOperator(LinearOperator):
             result[:, start : start + tile] = block.flatten(0, 1)
         return result
 
+    @property
+    def block_size(self) -> int:
+        """The labels of a geometry belong together."""
+        return len(self.labels.c)
+
+    def blocks(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Blocks (p, L, L) of the matrix for p pairs of geometries, without the noise."""
+        labels, x, w = self.labels, self.labels.features.x, self._duals
+        result = x.new_empty(len(rows), self.block_size, self.block_size)
+        order, size = self.contraction.action.shape
+        step = max(1, PAIR_TILE // (size * size + 2 * order * (size + self.block_size)))
+        for i, j, into in zip(rows.split(step), columns.split(step), result.split(step), strict=True):
+            into.copy_(self.contraction.pairs(x[i], labels.c, w[i], j, labels.c, w[j]))
+        return result
+
+    def distances(self) -> Tensor:
+        """The smallest distance of descriptors under the group, (n, n)."""
+        return self.contraction.smallest_distances(self.labels.features.x)
+
     def to_dense(self, progress: Callable[[int, int], None] | None = None) -> Tensor:
         """The matrix; only its lower triangle is filled."""
-        labels, x = self.labels, self.labels.features.x
-        w = self._duals
-        n_frames, n_labels = labels.values.shape
-        matrix = x.new_zeros(self.shape)
+        n_frames, n_labels = self.labels.values.shape
+        matrix = self.labels.values.new_zeros(self.shape)
         blocks = matrix.view(n_frames, n_labels, n_frames, n_labels)
         for j in range(n_frames):
-            blocks[j:, :, j] = self.contraction.blocks(x[j:], labels.c, w[j:], j, labels.c, w[j])
+            rows = torch.arange(j, n_frames)
+            blocks[j:, :, j] = self.blocks(rows, torch.full_like(rows, j))
             if progress:
                 progress(j + 1, n_frames)
         matrix.diagonal().add_(self.noise)

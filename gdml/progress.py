@@ -1,13 +1,13 @@
 """Progress bars for what takes longer than a second."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from tqdm import tqdm
 
 Report = Callable[[int, int], None]
-IterationReport = Callable[[int, object, float], None]
+IterationReport = Callable[[int, float, Sequence[float]], None]
 
 
 @contextmanager
@@ -27,14 +27,19 @@ def progress_bar(description: str, enabled: bool) -> Iterator[Report | None]:
 
 @contextmanager
 def iteration_bar(rtol: float, enabled: bool) -> Iterator[IterationReport | None]:
-    """A callable(iteration, x, residual) that shows how far the residual is, on a logarithmic scale."""
+    """A callable(iteration, residual, errors) that shows how far an iteration is.
+
+    On a logarithmic scale of the residual, from which the remaining time follows;
+    with the last of the errors on held-out forces, eV/Å, where there are any.
+    """
     if not enabled:
         yield None
         return
     with tqdm(desc="conjugate gradients", total=100, delay=1.0, leave=False, dynamic_ncols=True, unit="%") as bar:
 
-        def report(iteration: int, _: object, residual: float) -> None:
-            bar.set_postfix_str(f"iteration {iteration}, residual {residual:.1e}")
+        def report(iteration: int, residual: float, errors: Sequence[float]) -> None:
+            error = f", held-out force error {1e3 * errors[-1]:.4g} meV/Å" if errors else ""
+            bar.set_postfix_str(f"iteration {iteration}, residual {residual:.1e}{error}", refresh=False)
             bar.update(max(0, min(100, int(100 * math.log(residual) / math.log(rtol))) - bar.n))
 
         yield report

@@ -4,21 +4,27 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .cost import Problem, choose_solver
+from .checkpoints import Journal
+from .cost import Choice, Problem, choose
 from .descriptors import PairFeatures
 from .errors import FitError
 from .memory import check_closed_form
 from .operators import TrainingOperator
-from .preconditioners import FACTORS, build
+from .preconditioners import FACTORS, Begun, begin, build
 from .progress import iteration_bar, progress_bar
-from .solvers import cg, cholesky_factor, cholesky_solve
+from .solvers import Solution, State, cg, cholesky_factor, cholesky_solve
 
+SOLVERS = ("auto", "cholesky", "cg")
 # Of conjugate gradients. From here on the error on held-out forces hardly moves;
 # benchmarks/cg.py has the figures.
 DEFAULT_RTOL = 3e-4
+# Geometries that the preconditioner sees together with each one.
+DEFAULT_NEIGHBOURS = 4
 # With a validation set, CG ends before that if its force error has stayed within this
 # fraction over the last looks at it, so many iterations apart.
 SETTLED, LOOKS, LOOK_EVERY = 1e-3, 4, 10
+# Unknowns for each of the columns that show how fast the matrix is described.
+PROBE = 48
 
 
 @dataclass(frozen=True)
@@ -28,14 +34,19 @@ class Method:
     solver: str = "cholesky"
     preconditioner: str = "rpcholesky"
     rank: int | str = "auto"
+    neighbours: int = DEFAULT_NEIGHBOURS
     rtol: float = DEFAULT_RTOL
 
     def check(self, n_frames: int, n_labels: int, size: int, order: int) -> None:
         """Find out before the work what can be found out: names, ranges, memory of the closed form."""
+        if self.solver not in SOLVERS:
+            raise FitError(f"the solver is 'auto', 'cholesky' or 'cg', not {self.solver!r}")
         if self.preconditioner not in (*FACTORS, "none"):
             raise FitError(f"unknown preconditioner {self.preconditioner!r}; known: {', '.join(FACTORS)} and none")
         if self.rank != "auto" and not (isinstance(self.rank, int) and self.rank >= 1):
             raise FitError(f"the rank must be a positive integer or 'auto', not {self.rank!r}")
+        if not (isinstance(self.neighbours, int) and self.neighbours >= 0):
+            raise FitError(f"the number of neighbours must be an integer that is not negative, not {self.neighbours!r}")
         if not 0 < self.rtol < 1:
             raise FitError(f"rtol must lie between 0 and 1, not {self.rtol}")
         if self.solver == "cholesky":
@@ -53,6 +64,11 @@ class ForceMonitor:
     features : PairFeatures or None
         Of the held-out geometries; with None it never has.
     forces : (M, N, 3) tensor or None
+
+    Attributes
+    ----------
+    errors : list of float
+        Root mean square errors at each look, eV/Å.
     """
 
     def __init__(self, features: PairFeatures | None = None, forces: Tensor | None = None):
@@ -70,32 +86,86 @@ class ForceMonitor:
 
 
 def solve(
-    operator: TrainingOperator, method: Method, monitor: ForceMonitor, progress: bool
+    operator: TrainingOperator, method: Method, monitor: ForceMonitor, progress: bool, journal: Journal
 ) -> tuple[Tensor, dict[str, str | int | float]]:
     """The solution of the training system, and an account of how it was found."""
-    labels = operator.labels
-    n_frames, n_labels = labels.values.shape
+    n_frames, n_labels = operator.labels.values.shape
     order, size = operator.contraction.action.shape
-    problem = Problem(n_frames, n_labels, size, order)
-    rank = problem.default_rank() if method.rank == "auto" else min(int(method.rank), problem.n_unknowns)
-    name, why = choose_solver(problem, operator, method.solver, rank)
-    target = labels.values.flatten()
-    if name == "cholesky":
-        with progress_bar("kernel matrix", progress) as bar:
-            matrix = operator.to_dense(bar)
-        with progress_bar("Cholesky", progress) as bar:
-            factor = cholesky_factor(matrix, progress=bar)
-        return cholesky_solve(factor, target), {"name": name, "why": why}
-    with progress_bar(f"preconditioner of rank {rank}", progress):
-        preconditioner = build(method.preconditioner, operator, rank)
-    with iteration_bar(method.rtol, progress) as report:
+    problem = Problem(n_frames, n_labels, size, order, method.neighbours)
+    choice, begun = _choose(operator, problem, method, progress)
+    if choice.name == "cg" or journal.rank:
+        solution, account = _Iteration(operator, problem, method, monitor, progress, journal).run(choice, begun)
+        return solution, {"name": "cg", "why": choice.why, **account}
+    with progress_bar("kernel matrix", progress) as bar:
+        matrix = operator.to_dense(bar)
+    with progress_bar("Cholesky", progress) as bar:
+        factor = cholesky_factor(matrix, progress=bar)
+    return cholesky_solve(factor, operator.labels.values.flatten()), {"name": "cholesky", "why": choice.why}
 
-        def callback(iteration: int, x: Tensor, residual: float) -> bool:
-            if report:
-                report(iteration, x, residual)
-            return monitor(operator, iteration, x)
 
-        solution = cg(operator, target, preconditioner=preconditioner, rtol=method.rtol, callback=callback)
-    solution.require_convergence()
-    account = {"preconditioner": method.preconditioner, "rank": rank, "iterations": solution.n_iter}
-    return solution.x, {"name": name, "why": why, **account, "residual": solution.residuals[-1]}
+def _choose(
+    operator: TrainingOperator, problem: Problem, method: Method, progress: bool
+) -> tuple[Choice, Begun | None]:
+    """The solver and the rank, and the columns of the preconditioner that were made on the way."""
+    if method.solver == "cholesky":
+        return Choice("cholesky", "asked for"), None
+    if method.solver == "auto" and problem.is_small and problem.fits_closed_form():
+        return Choice("cholesky", "a small problem"), None
+    with progress_bar("decay of the matrix", progress):
+        begun = begin(operator, max(min(16, problem.n_unknowns), problem.n_unknowns // PROBE))
+    rank = None if method.rank == "auto" else int(method.rank)
+    return choose(problem, begun.decay(), operator.noise, method.solver, rank), begun
+
+
+@dataclass
+class _Iteration:
+    """Conjugate gradients; where they are slow, they go on with a preconditioner of twice the rank."""
+
+    operator: TrainingOperator
+    problem: Problem
+    method: Method
+    monitor: ForceMonitor
+    progress: bool
+    journal: Journal
+
+    def run(self, choice: Choice, begun: Begun | None) -> tuple[Tensor, dict[str, str | int | float]]:
+        """The solution, and an account."""
+        rank, spent, start = self.journal.rank or choice.rank, self.journal.spent, self.journal.state
+        self.monitor.errors = list(self.journal.errors)
+        largest = self.problem.largest_rank()
+        while True:
+            can_grow = self.method.rank == "auto" and self.method.preconditioner != "none" and rank < largest
+            limit = self.problem.patience(rank) if can_grow else None
+            solution = self._attempt(rank, begun if rank == choice.rank else None, start, limit, spent)
+            spent += solution.n_iter
+            if solution.converged or solution.is_exhausted or not can_grow:
+                break
+            rank, begun = min(2 * rank, largest), None
+            start = State.at(self.operator, self.operator.labels.values.flatten(), solution.x)
+        solution.require_convergence()
+        account = {"preconditioner": self.method.preconditioner, "rank": rank, "neighbours": self.method.neighbours}
+        return solution.x, account | {"iterations": spent, "residual": solution.residuals[-1]}
+
+    def _attempt(self, rank: int, begun: Begun | None, start: State | None, limit: int | None, spent: int) -> Solution:
+        """Iterations with a preconditioner of one rank."""
+        with progress_bar(f"preconditioner of rank {rank}", self.progress):
+            name, neighbours = self.method.preconditioner, self.method.neighbours
+            preconditioner = build(name, self.operator, rank, neighbours, begun=begun)
+        with iteration_bar(self.method.rtol, self.progress) as report:
+
+            def callback(state: State) -> bool:
+                settled = self.monitor(self.operator, state.n_iter, state.x)
+                if report:
+                    report(spent + state.n_iter, state.residuals[-1], self.monitor.errors)
+                self.journal.note(rank, spent, state, self.monitor.errors)
+                return settled
+
+            return cg(
+                self.operator,
+                self.operator.labels.values.flatten(),
+                preconditioner=preconditioner,
+                start=start,
+                rtol=self.method.rtol,
+                max_iter=limit,
+                callback=callback,
+            )

@@ -1,6 +1,7 @@
 """Training: from a dataset to a force field."""
 
-from dataclasses import dataclass, replace
+import hashlib
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from ase import Atoms
 from numpy.typing import ArrayLike
 
+from .checkpoints import Journal
 from .checks import check_duplicates, check_group, check_labels, check_validation
 from .contractions import GemmContraction
 from .dataset import Dataset, read
@@ -19,7 +21,7 @@ from .kernels import RadialKernel, kernel_by_name
 from .operators import Labels, TrainingOperator
 from .progress import progress_bar
 from .selection import GRID, choose_length_scale, hold_out
-from .solution import CLOSED_FORM, DEFAULT_RTOL, ForceMonitor, Method, solve
+from .solution import CLOSED_FORM, DEFAULT_NEIGHBOURS, DEFAULT_RTOL, ForceMonitor, Method, solve
 from .symmetry import PermutationGroup, molecular_group
 
 DEFAULT_NOISE = 1e-10
@@ -44,7 +46,10 @@ def fit(
     solver: str = "auto",
     preconditioner: str = "rpcholesky",
     rank: int | str = "auto",
+    neighbours: int = DEFAULT_NEIGHBOURS,
     rtol: float = DEFAULT_RTOL,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
     progress: bool = False,
 ) -> ForceField:
     r"""Train a force field.
@@ -80,10 +85,20 @@ def fit(
     preconditioner : {"rpcholesky", "cholesky", "leverage", "uniform", "svd", "none"}
         For "cg".
     rank : int or "auto"
-        Columns of the preconditioner; by default a twelfth of the unknowns.
+        Columns of the preconditioner. By default what promises the shortest time
+        from the decay that a small factor shows, and twice as many where CG turns
+        out to be slow.
+    neighbours : int
+        How many of the nearest geometries the preconditioner sees together with
+        each one; for what its columns leave out.
     rtol : float
         For "cg": the norm of the residual over that of the labels. With a
         `validation` set, CG also ends where the force error on it has settled.
+    checkpoint : path, optional
+        A file (.npz) that keeps, every half a minute, what is needed to go on; to
+        be deleted when the force field is saved.
+    resume : bool
+        Whether to go on from the checkpoint, where there is one.
     progress : bool
         Whether to show progress bars.
 
@@ -101,9 +116,13 @@ def fit(
         Before anything is computed, if the matrix would not fit.
     NotPositiveDefiniteError
         If the matrix is singular to working precision.
+    OutputError, FormatError, DataError
+        For a checkpoint that is in the way, is damaged, or of another training.
 
     Warns
     -----
+    CheckpointWarning
+        If a checkpoint cannot be written, as on a full disk.
     EnergyWarning
         If energies disagree with the integrated forces.
     """
@@ -114,13 +133,32 @@ def fit(
     plan = _plan(dataset, symmetry, descriptor, kernel, noise, use_energy)
     x = _features(plan, dataset).x.numpy()
     check_duplicates(dataset, x, plan.descriptor.permutations(plan.group))
-    method = Method(solver, preconditioner, rank, rtol)
+    method = Method(solver, preconditioner, rank, neighbours, rtol)
     n_labels = 3 * dataset.n_atoms - 5 + use_energy  # of a linear molecule; others have one less
     method.check(len(dataset), n_labels, plan.descriptor.size, plan.group.order)
+    journal = Journal.open(checkpoint, _problem(plan, method, dataset, validation, length_scale), resume)
     check_energies(dataset, plan)
     if length_scale == "auto":
-        length_scale = _search(plan, dataset, validation, progress)
-    return _train(plan, dataset, _number("length_scale", length_scale), progress, method, validation)
+        length_scale = journal.length_scale or _search(plan, dataset, validation, progress)
+    length_scale = _number("length_scale", length_scale)
+    journal.note_length_scale(length_scale)
+    return _train(plan, dataset, length_scale, progress, method, validation, journal)
+
+
+def _problem(plan, method, dataset, validation, length_scale) -> dict[str, str]:
+    """All that the outcome of a training depends on, for its checkpoint."""
+    group = hashlib.sha256(plan.group.permutations.tobytes()).hexdigest()[:16]
+    return {
+        "geometries": dataset.fingerprint,
+        "validation": validation.fingerprint if validation is not None else "none",
+        "symmetry": f"order {plan.group.order}, {group}",
+        "descriptor": str(plan.descriptor),
+        "kernel": plan.kernel.name,
+        "noise": str(plan.noise),
+        "use_energy": str(plan.use_energy),
+        "length_scale": str(length_scale),
+        **{key: str(value) for key, value in asdict(method).items()},
+    }
 
 
 @dataclass(frozen=True)
@@ -196,6 +234,7 @@ def _train(
     progress: bool = False,
     method: Method = CLOSED_FORM,
     validation: Dataset | None = None,
+    journal: Journal | None = None,
     *,
     judged_by_forces: bool = False,
 ) -> ForceField:
@@ -208,7 +247,7 @@ def _train(
     monitor = ForceMonitor()
     if validation is not None:
         monitor = ForceMonitor(_features(plan, validation), torch.tensor(validation.forces))
-    solution, account = solve(operator, method, monitor, progress)
+    solution, account = solve(operator, method, monitor, progress, journal or Journal())
     c, w = labels.spread(solution.view_as(labels.values))
     offset = labels.offset
     if dataset.energy is not None and not plan.use_energy and not judged_by_forces:

@@ -74,18 +74,28 @@ def test_zero_values_may_be_left_out(kernel, group, problem):
 
 
 @cases
-def test_blocks_are_the_contraction_written_out(kernel, group, problem, rng):
+def test_pairs_are_the_contraction_written_out(kernel, group, problem, rng):
     y, _, _, x = problem
     contraction = GemmContraction(kernel, y, InverseDistances(4).permutations(group))
     c_left, c_right = torch.tensor([1.0, 0.0, 2.0]).double(), torch.tensor([0.5, 0.0]).double()
-    w_left, w_right = torch.tensor(rng.normal(size=(3, 6, 3))), torch.tensor(rng.normal(size=(6, 2)))
-    blocks = contraction.blocks(x, c_left, w_left, 3, c_right, w_right)
-    for r in range(2):
-        c, w = torch.zeros(5).double(), torch.zeros(5, 6).double()
-        c[3], w[3] = c_right[r], w_right[:, r]
-        e, g = contraction.apply(x, c, w)
-        expected = c_left * e[:, None] + torch.einsum("mdl,md->ml", w_left, g)
-        torch.testing.assert_close(blocks[:, :, r], expected)
+    w_left, w_right = torch.tensor(rng.normal(size=(3, 6, 3))), torch.tensor(rng.normal(size=(3, 6, 2)))
+    references = torch.tensor([3, 0, 3])
+    blocks = contraction.pairs(x, c_left, w_left, references, c_right, w_right)
+    for pair, reference in enumerate(references):
+        for r in range(2):
+            c, w = torch.zeros(5).double(), torch.zeros(5, 6).double()
+            c[reference], w[reference] = c_right[r], w_right[pair, :, r]
+            e, g = contraction.apply(x[pair : pair + 1], c, w)
+            torch.testing.assert_close(blocks[pair, :, r], c_left * e + w_left[pair].mT @ g[0])
+
+
+@cases
+def test_smallest_distances(kernel, group, problem):
+    y, _, _, x = problem
+    action = InverseDistances(4).permutations(group)
+    found = GemmContraction(kernel, y, action).smallest_distances(x)
+    expected = torch.stack([torch.cdist(x, y[:, row]) for row in action]).amin(0) / kernel.natural_length
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize("tile, references", [(7, 2), (1, 1), (10**6, 3)])

@@ -43,28 +43,50 @@ def test_ends_where_the_held_out_error_has_settled(frames):
 def test_small_problems_are_solved_in_closed_form(frames):
     force_field = gdml.fit(frames[:60], length_scale=20.0)
     assert force_field.details["solver"]["name"] == "cholesky"
-    assert "predicted" in force_field.details["solver"]["why"]
+    assert "small" in force_field.details["solver"]["why"]
 
 
-class Slow:
-    """Stands for an operator where only the time of a product matters."""
+# Rank, and means of the diagonal that half of it and all of it miss, as measured; then what is faster there.
+CASES = {
+    "ethanol 300": ((300, 21, 36, 6), (131, 4.8e-7, 7.5e-8), "cg"),
+    "ethanol 1000": ((1000, 21, 36, 6), (437, 3.1e-8, 1.0e-8), "cg"),
+    "acetylacetone 200": ((200, 39, 105, 72), (162, 3.5e-6, 7.5e-7), "cholesky"),
+    "aspirin 120": ((120, 57, 210, 6), (142, 4.9e-5, 1.3e-5), "cholesky"),
+    "aspirin 500": ((500, 57, 210, 6), (593, 5.3e-6, 2.0e-6), "cg"),
+}
 
-    def matmul(self, v):
-        return v
 
-
-@pytest.mark.parametrize(
-    "n_frames, n_atoms, order, expected",
-    [(1000, 9, 6, "cg"), (200, 15, 72, "cholesky"), (500, 21, 6, "cg"), (100, 9, 6, "cholesky")],
-)
-def test_choice_by_time(n_frames, n_atoms, order, expected, monkeypatch):
-    """The benchmark's cases, with the rates and products measured there."""
+@pytest.mark.parametrize("name", CASES)
+def test_choice_by_time(name, monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 20 * 10**9)
-    monkeypatch.setattr(cost, "_gemm_rate", lambda: 140e9)
-    products = {(1000, 9): 0.086, (200, 15): 0.034, (500, 21): 0.034, (100, 9): 0.001}
-    monkeypatch.setattr(cost, "_seconds_of", lambda function: products[n_frames, n_atoms])
-    problem = cost.Problem(n_frames, 3 * n_atoms - 6, n_atoms * (n_atoms - 1) // 2, order)
-    assert cost.choose_solver(problem, Slow(), "auto", problem.default_rank())[0] == expected
+    sizes, decay, expected = CASES[name]
+    choice = cost.choose(cost.Problem(*sizes), decay, 1e-10, "auto", None)
+    assert choice.name == expected and "predicted" in choice.why
+
+
+def test_rank_follows_the_decay(monkeypatch):
+    """The slower the decay, the more columns pay; never more than the memory holds."""
+    monkeypatch.setattr(memory, "available_memory", lambda: 20 * 10**9)
+    problem = cost.Problem(500, 57, 210, 6)
+    fast, slow = (cost.choose_rank(problem, (593, 8e-6, after), 1e-10) for after in (1e-8, 4e-6))
+    assert fast[0] < slow[0] <= problem.n_unknowns // cost.MOST and fast[1] < slow[1]
+    monkeypatch.setattr(memory, "available_memory", lambda: 10**8)
+    assert cost.choose_rank(problem, (593, 8e-6, 4e-6), 1e-10)[0] <= 10**8 / 16 / problem.n_unknowns
+
+
+def test_rank_grows_where_cg_is_slow(frames, monkeypatch):
+    """With too few iterations for the first rank, the next goes on from where it ended."""
+    settings = {"length_scale": 20.0, "solver": "cg", "rtol": 1e-6}
+    expected = gdml.fit(frames[:40], **settings)
+    monkeypatch.setattr(cost.Problem, "patience", lambda problem, rank: 4)
+    grown = gdml.fit(frames[:40], **settings)
+    first, second = (f.details["solver"] for f in (expected, grown))
+    assert second["rank"] >= 2 * first["rank"] and second["residual"] <= 1e-6
+    left, right = (f.predict(frames.positions[100:120]) for f in (expected, grown))
+    np.testing.assert_allclose(left.forces, right.forces, atol=1e-4)
+    # A rank that was asked for is kept.
+    fixed = gdml.fit(frames[:40], **settings, rank=first["rank"])
+    assert fixed.details["solver"]["rank"] == first["rank"]
 
 
 def test_choice_by_memory(frames, monkeypatch):
@@ -83,6 +105,7 @@ def test_choice_by_memory(frames, monkeypatch):
         ({"preconditioner": "magic"}, "unknown preconditioner 'magic'"),
         ({"rank": 0}, "rank must be a positive integer"),
         ({"rank": "many"}, "rank must be a positive integer"),
+        ({"neighbours": -1}, "number of neighbours must be an integer"),
         ({"rtol": 0.0}, "rtol must lie between 0 and 1"),
         ({"rtol": 1e-15, "solver": "cg", "rank": 60}, "did not converge"),
     ],

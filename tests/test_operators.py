@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import gdml
+from gdml import operators
 from gdml.contractions import GemmContraction
 from gdml.descriptors import InverseDistances
 from gdml.kernels import KERNELS
@@ -96,3 +97,30 @@ def test_leaving_out_rigid_motions_changes_nothing(frames):
     coefficients = torch.linalg.solve(dense(big), full.values.flatten())
     _, expected = full.spread(coefficients.view(5, 27))
     torch.testing.assert_close(w, expected, rtol=1e-6, atol=1e-6 * float(w.abs().max()))
+
+
+@cases
+def test_blocks(frames, use_energy, monkeypatch):
+    operator, _ = build(frames[:6], use_energy=use_energy)
+    size = operator.block_size
+    matrix = dense(operator).view(6, size, 6, size)
+    rows, columns = torch.tensor([0, 5, 2, 3]), torch.tensor([4, 1, 2, 0])
+    for tile in (operators.PAIR_TILE, 1):
+        monkeypatch.setattr(operators, "PAIR_TILE", tile)
+        found = operator.blocks(rows, columns)
+        for block, i, j in zip(found, rows, columns):
+            expected = matrix[i, :, j] - NOISE * torch.eye(size) * (i == j)
+            torch.testing.assert_close(block, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_distances_know_the_group(frames):
+    """A geometry and the same one with its hydrogens exchanged are at the same place."""
+    group = gdml.molecular_group(frames)
+    images = frames.positions[0][group.permutations]
+    same = gdml.Dataset(images, frames.numbers, forces=frames.forces[0][group.permutations])
+    operator, _ = build(same)
+    assert operator.distances().max() < 1e-6
+    operator, _ = build(frames[:5])
+    found = operator.distances()
+    assert found.shape == (5, 5) and (found + torch.eye(5)).min() > 0.1
+    torch.testing.assert_close(found, found.mT, rtol=0, atol=1e-6)

@@ -110,6 +110,15 @@ class GemmContraction:
             g[start : start + step] = gradients.gather(2, back).sum(1)
         return e, g.div_(self.kernel.natural_length)
 
+    def smallest_distances(self, x: Tensor) -> Tensor:
+        """min |x - s y| over the group, (m, n), for x (m, D); in units of the kernel's natural length."""
+        result = x.new_empty(len(x), len(self.y))
+        step = max(1, TILE // (len(self.action) * len(self.y)))
+        for part, into in zip(self._scaled(x).split(step), result.split(step)):
+            images = part[:, self.action].flatten(0, 1)
+            into.copy_(_distances(images, self.y).view(len(part), -1, len(self.y)).amin(1))
+        return result
+
     def separate(self, x: Tensor, references: Tensor, c: Tensor, w: Tensor) -> Jet:
         """The jets of single dual jets, not summed.
 
@@ -143,44 +152,44 @@ class GemmContraction:
         g -= q.view(len(x), -1, order).sum(2).mT[..., None] * x
         return e.view(len(x), -1, order).sum(2), g.div_(length)
 
-    def blocks(
-        self, x: Tensor, c_left: Tensor, w_left: Tensor, reference: int, c_right: Tensor, w_right: Tensor
+    def pairs(
+        self, x: Tensor, c_left: Tensor, w_left: Tensor, references: Tensor, c_right: Tensor, w_right: Tensor
     ) -> Tensor:
-        """The contraction between bases of dual jets, written out: a column of kernel blocks.
+        """The contraction between bases of dual jets on p pairs of points, written out: kernel blocks.
 
         Parameters
         ----------
-        x : (m, D) tensor
+        x : (p, D) tensor
             Points of the left dual jets.
-        c_left, w_left : (L,) and (m, D, L) tensors
+        c_left, w_left : (L,) and (p, D, L) tensors
             L dual jets on each of these points; the values c are the same on all.
-        reference : int
-            The reference point that carries the right dual jets.
-        c_right, w_right : (R,) and (D, R) tensors
+        references : (p,) int tensor
+            The reference point of each pair.
+        c_right, w_right : (R,) and (p, D, R) tensors
+            R dual jets on each of the reference points.
 
         Returns
         -------
-        (m, L, R) tensor
+        (p, L, R) tensor
         """
         length = self.kernel.natural_length
         x, w_left, w_right = self._scaled(x), w_left / length, w_right / length
-        images = self.y[reference][self.action]  # (|S|, D)
-        right = w_right[self.action]  # (|S|, D, R)
-        order, size, n_right = right.shape
-        m, _, n_left = w_left.shape
-        profile = self.kernel.unit_profile(_distances(x, images), value=bool(c_right.any()))
-        k, d1, d2 = profile  # (m, |S|)
-        u = x @ right.permute(1, 0, 2).reshape(size, -1)
-        u = u.view(m, order, n_right) - torch.einsum("sd,sdr->sr", images, right)
-        result = torch.bmm(w_left.mT, (d1 @ right.reshape(order, -1)).view(m, size, n_right))
-        left_u = w_left.mT.reshape(-1, size) @ images.T
-        left_u = torch.einsum("mdl,md->ml", w_left, x)[..., None] - left_u.view(m, n_left, order)
+        p, size = x.shape
+        d = x[:, None] - self.y[references][:, self.action]  # (p, |S|, D)
+        k, d1, d2 = self.kernel.unit_profile(torch.linalg.vector_norm(d, dim=2), value=bool(c_right.any()))
+        # The group as it acts on the right jets, Σ_s 𝒟k P_s, is small beside their images.
+        place = torch.arange(size) * size + self.action
+        group = x.new_zeros(p, size * size)
+        group.index_add_(1, place.flatten(), d1.repeat_interleave(size, 1))
+        result = w_left.mT @ (group.view(p, size, size) @ w_right)
+        left_u = d @ w_left  # (p, |S|, L)
+        u = d.gather(2, self.inverse.expand_as(d)) @ w_right
         q = u * d2[..., None]
         if k is not None:
-            q = q + d1[..., None] * c_right
-        result.baddbmm_(left_u, q, alpha=-1)
+            q += d1[..., None] * c_right
+        result.baddbmm_(left_u.mT, q, alpha=-1)
         if c_left.any():
-            values = torch.einsum("ms,msr->mr", d1, u)
+            values = (d1[:, None] @ u)[:, 0]
             values = values if k is None else values + k.sum(1)[:, None] * c_right
             result += c_left[:, None] * values[:, None, :]
         return result

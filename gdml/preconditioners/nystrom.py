@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from ..errors import FitError
+from ..linear import LinearOperator
+from .neighbours import RIDGE, Neighbours, Uniform
 
 
 class Preconditioner(Protocol):
@@ -16,32 +18,55 @@ class Preconditioner(Protocol):
 
 
 class NystromPreconditioner:
-    r"""(F Fᵀ + μ I)⁻¹ for a factor F of rank k, by the identity of Woodbury.
+    r"""(F Fᵀ + R)⁻¹ for a factor F of rank k and an approximation R of the rest, by the identity of Woodbury.
 
-    .. math:: (F F^T + \mu I)^{-1} r = \left[ r - F (\mu I + F^T F)^{-1} F^T r \right] / \mu
+    With W Wᵀ = R⁻¹ and G = Wᵀ F,
 
-    μ stands for all that F does not describe. It is the mean of the diagonal of
-    A - F Fᵀ, where A is the whole matrix: far larger than the noise that A was
-    regularised with, and the better choice, since the eigenvalues that F misses
-    lie about there.
+    .. math:: (F F^T + R)^{-1} r = W \left[ I - G (I + G^T G)^{-1} G^T \right] W^T r .
+
+    R is μ I, or better, comes from blocks and their neighbours. μ is the mean of
+    the diagonal of A - F Fᵀ, where A is the whole matrix: far larger than the
+    noise that A was regularised with, and the better choice, since the
+    eigenvalues that F misses lie about there.
 
     Parameters
     ----------
+    operator : LinearOperator
+        A.
     factor : (n, k) tensor
-        F.
-    diagonal : (n,) tensor
-        Of A, noise included.
+        F; overwritten.
+    neighbours : int or None
+        How many near blocks are seen together with each block by R; None
+        stands for μ I.
+    generator : torch.Generator, optional
+        Of the order of the blocks.
+
+    Attributes
+    ----------
+    mu : float
     """
 
-    def __init__(self, factor: Tensor, diagonal: Tensor):
-        self.factor = factor
+    def __init__(
+        self,
+        operator: LinearOperator,
+        factor: Tensor,
+        neighbours: int | None = None,
+        generator: torch.Generator | None = None,
+    ):
+        diagonal = operator.diagonal()
+        # If F describes all of A to rounding, rounding is what is left.
+        floor = float(diagonal.mean()) * torch.finfo(diagonal.dtype).eps
         missed = diagonal - (factor * factor).sum(1)
-        self.mu = float(missed.mean())
-        if not self.mu > 0:
-            # F describes all of A to rounding.
-            self.mu = float(diagonal.mean()) * torch.finfo(diagonal.dtype).eps
+        self.mu = max(float(missed.mean()), floor)
+        if neighbours is None:
+            self.rest = Uniform(self.mu)
+        else:
+            ridge = RIDGE * missed.view(-1, operator.block_size).mean(0).clamp(min=floor)
+            self.rest = Neighbours(operator, factor, ridge, neighbours, generator)
+        self.rest.whiten_(factor)
+        self.factor = factor
         inner = _gram(factor)
-        inner.diagonal().add_(self.mu)
+        inner.diagonal().add_(1.0)
         self.inner, info = torch.linalg.cholesky_ex(inner)
         if info:
             raise FitError("the preconditioner's factor has linearly dependent columns; use a lower rank")
@@ -52,9 +77,9 @@ class NystromPreconditioner:
 
     def solve(self, r: Tensor) -> Tensor:
         """Apply the approximate inverse to r, (n,) or (n, m)."""
-        columns = r if r.ndim == 2 else r[:, None]
-        inner = torch.cholesky_solve(self.factor.mT @ columns, self.inner)
-        return ((columns - self.factor @ inner) / self.mu).view_as(r)
+        white = self.rest.whiten(r if r.ndim == 2 else r[:, None])
+        inner = torch.cholesky_solve(self.factor.mT @ white, self.inner)
+        return self.rest.unwhiten(white.addmm_(self.factor, inner, alpha=-1)).view_as(r)
 
 
 def _gram(factor: Tensor, block: int = 512) -> Tensor:

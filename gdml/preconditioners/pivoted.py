@@ -1,6 +1,7 @@
 """Partial Cholesky factorisations with pivots, random or greedy, in rounds."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,7 +12,28 @@ ROUND = 256  # candidates of one round; their columns are updated by one matrix 
 GREEDY = 0.5  # a candidate is taken while this much of it is left by the others of its round
 
 
-def rpcholesky(operator: LinearOperator, rank: int, generator: torch.Generator) -> Tensor:
+@dataclass(frozen=True)
+class Begun:
+    """A factor (n, k) by random pivots that can be continued, and what it misses of the diagonal, without the noise."""
+
+    factor: Tensor
+    missing: Tensor
+
+    def decay(self) -> tuple[int, float, float]:
+        """The rank k, and the mean of the diagonal that the first k/2 columns miss, and that all miss."""
+        rank = self.factor.shape[1]
+        late = self.factor[:, rank // 2 :].square().sum(1)
+        return rank, float((self.missing + late).mean()), float(self.missing.mean())
+
+
+def begin(operator: LinearOperator, rank: int, seed: int = 0) -> Begun:
+    """The first columns of `rpcholesky`, to see how fast the matrix is described."""
+    factor = rpcholesky(operator, rank, torch.Generator().manual_seed(seed))
+    missing = operator.diagonal() - operator.noise - factor.square().sum(1)
+    return Begun(factor, missing.clamp_(min=0.0))
+
+
+def rpcholesky(operator: LinearOperator, rank: int, generator: torch.Generator, begun: Begun | None = None) -> Tensor:
     """Factor (n, rank) with pivots drawn in proportion to what is missing on the diagonal.
 
     Candidates are drawn in rounds from the diagonal as it was before the round,
@@ -24,7 +46,10 @@ def rpcholesky(operator: LinearOperator, rank: int, generator: torch.Generator) 
     def draw(missing: Tensor, count: int) -> Tensor:
         return torch.multinomial(missing, count, replacement=True, generator=generator).unique()
 
-    return _pivoted(operator, rank, draw, lambda left: bool(torch.rand(1, generator=generator) < left))
+    def accept(left: float) -> bool:
+        return bool(torch.rand(1, generator=generator) < left)
+
+    return _pivoted(operator, rank, draw, accept, begun)
 
 
 def cholesky(operator: LinearOperator, rank: int, generator: torch.Generator) -> Tensor:
@@ -47,12 +72,15 @@ def _pivoted(
     rank: int,
     candidates: Callable[[Tensor, int], Tensor],
     accept: Callable[[float], bool],
+    begun: Begun | None = None,
 ) -> Tensor:
     n = operator.shape[0]
     missing = operator.diagonal() - operator.noise
     floor = n * torch.finfo(missing.dtype).eps * float(missing.max())
-    factor = missing.new_empty(n, rank)
-    done = 0
+    factor, done = missing.new_empty(n, rank), 0
+    if begun:
+        missing, done = begun.missing.clone(), min(rank, begun.factor.shape[1])
+        factor[:, :done] = begun.factor[:, :done]
     while done < rank:
         missing[missing < floor] = 0.0
         available = int((missing > 0).sum())

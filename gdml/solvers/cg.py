@@ -19,6 +19,43 @@ from ..preconditioners import Preconditioner
 REPLACE_EVERY = 50
 # Iterations in which the residual has to halve at least once.
 PATIENCE = 300
+# A stall below this residual is the arithmetic's.
+EXHAUSTED = 1e-8
+
+
+@dataclass
+class State:
+    """Where an iteration stands; with it, `cg` goes on as if it had not been interrupted.
+
+    Attributes
+    ----------
+    x, r : (n,) or (n, m) tensors
+        The iterate and its residual.
+    p : tensor or None
+        The last direction; None before the first.
+    rz : () or (m,) tensor or None
+        Product of the last residual but one with its preconditioned self.
+    residuals : list of float
+        As in `Solution`.
+    fresh : bool
+        Whether r is the true residual, not that of the recursion.
+    """
+
+    x: Tensor
+    r: Tensor
+    p: Tensor | None = None
+    rz: Tensor | None = None
+    residuals: list[float] = field(default_factory=list)
+    fresh: bool = True
+
+    @classmethod
+    def at(cls, operator: LinearOperator, b: Tensor, x: Tensor | None = None) -> "State":
+        """The start from x (zero without), as if nothing had been done before."""
+        return cls(torch.zeros_like(b), b.clone()) if x is None else cls(x.clone(), b - operator.matmul(x))
+
+    @property
+    def n_iter(self) -> int:
+        return len(self.residuals) - 1
 
 
 @dataclass(frozen=True)
@@ -43,6 +80,11 @@ class Solution:
     residuals: list[float] = field(repr=False)
     reason: str = ""
 
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether it is the arithmetic that allows no better residual."""
+        return not self.converged and min(self.residuals) < EXHAUSTED
+
     def require_convergence(self) -> "Solution":
         """This solution, if it converged.
 
@@ -61,11 +103,11 @@ def cg(
     b: Tensor,
     *,
     preconditioner: Preconditioner | None = None,
-    x0: Tensor | None = None,
+    start: State | None = None,
     rtol: float = 1e-4,
     atol: float = 0.0,
     max_iter: int | None = None,
-    callback: Callable[[int, Tensor, float], bool | None] | None = None,
+    callback: Callable[[State], bool | None] | None = None,
 ) -> Solution:
     """Solve A x = b for a symmetric positive definite A.
 
@@ -75,14 +117,15 @@ def cg(
     b : (n,) or (n, m) tensor
         One right-hand side, or m that are solved side by side.
     preconditioner : Preconditioner, optional
-    x0 : tensor, optional
-        Start; zero by default.
+    start : State, optional
+        Where to start or to go on; see `State.at`. Zero by default. It moves with
+        the iteration.
     rtol, atol : float
         Converged when the norm of each residual is below
         ``max(rtol * |b|, atol)``, checked with the true residual.
     max_iter : int, optional
         10 n by default: rounding makes more than n necessary.
-    callback : callable(n_iter, x, residual), optional
+    callback : callable(state), optional
         Called after each iteration; ends the solution where it returns True.
 
     Returns
@@ -98,41 +141,56 @@ def cg(
     size = b.norm(dim=0)
     target = torch.clamp(rtol * size, min=atol)
     size = torch.where(size > 0, size, torch.ones_like(size))
-    apply = preconditioner.solve if preconditioner is not None else lambda r: r
     max_iter = 10 * b.shape[0] if max_iter is None else max_iter
-    x = torch.zeros_like(b) if x0 is None else x0.clone()
-    r = b.clone() if x0 is None else b - operator.matmul(x)
-    residuals, fresh = [float((r.norm(dim=0) / size).max())], True
-    z = apply(r)
-    p, rz = z.clone(), _dot(r, z)
-    for n_iter in range(max_iter + 1):
-        if bool((r.norm(dim=0) <= target).all()):
-            if fresh:
-                return Solution(x, True, n_iter, residuals, "converged")
-            r, fresh = b - operator.matmul(x), True
-            if bool((r.norm(dim=0) <= target).all()):
-                return Solution(x, True, n_iter, residuals, "converged")
-            z = apply(r)
-            p, rz = z.clone(), _dot(r, z)
-        if n_iter == max_iter:
-            break
-        if stalled(residuals):
-            return Solution(x, False, n_iter, residuals, _explain_stall(residuals))
-        step = operator.matmul(p)
-        curvature = _dot(p, step)
-        _check_curvature(curvature, rz, n_iter)
-        alpha = rz / torch.where(curvature > 0, curvature, torch.ones_like(curvature))
-        x += alpha * p
-        fresh = (n_iter + 1) % REPLACE_EVERY == 0
-        r = b - operator.matmul(x) if fresh else r - alpha * step
-        residuals.append(float((r.norm(dim=0) / size).max()))
-        if callback and callback(n_iter + 1, x, residuals[-1]):
-            return Solution(x, True, n_iter + 1, residuals, "ended by the callback")
-        z = apply(r)
-        new = _dot(r, z)
-        p = z + (new / torch.where(rz > 0, rz, torch.ones_like(rz))) * p
-        rz = new
-    return Solution(x, False, max_iter, residuals, f"{max_iter} iterations left the residual at {residuals[-1]:.2g}")
+    state = State.at(operator, b) if start is None else start
+    if not state.residuals:
+        state.residuals.append(_largest(state.r, size))
+
+    def ended(converged: bool, reason: str) -> Solution:
+        return Solution(state.x, converged, state.n_iter, state.residuals, reason)
+
+    while True:
+        if _is_below(state.r, target):
+            if not state.fresh:
+                state.r, state.fresh, state.p = b - operator.matmul(state.x), True, None
+            if _is_below(state.r, target):
+                return ended(True, "converged")
+        if state.n_iter >= max_iter:
+            return ended(False, f"{max_iter} iterations left the residual at {state.residuals[-1]:.2g}")
+        if stalled(state.residuals):
+            return ended(False, _explain_stall(state.residuals))
+        _step(operator, b, preconditioner, state)
+        state.residuals.append(_largest(state.r, size))
+        if callback and callback(state):
+            return ended(True, "ended by the callback")
+
+
+def _step(operator: LinearOperator, b: Tensor, preconditioner: Preconditioner | None, state: State) -> None:
+    """One iteration: a direction, and the point with the smallest error along it."""
+    z = preconditioner.solve(state.r) if preconditioner is not None else state.r
+    rz = _dot(state.r, z)
+    state.p = z.clone() if state.p is None else z + _ratio(rz, state.rz) * state.p
+    state.rz = rz
+    product = operator.matmul(state.p)
+    curvature = _dot(state.p, product)
+    _check_curvature(curvature, rz, len(state.residuals))
+    step = _ratio(rz, curvature)
+    state.x = state.x + step * state.p
+    state.fresh = len(state.residuals) % REPLACE_EVERY == 0
+    state.r = b - operator.matmul(state.x) if state.fresh else state.r - step * product
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, and a where b is zero: that of a right-hand side that is solved already."""
+    return a / torch.where(b > 0, b, torch.ones_like(b))
+
+
+def _largest(r: Tensor, size: Tensor) -> float:
+    return float((r.norm(dim=0) / size).max())
+
+
+def _is_below(r: Tensor, target: Tensor) -> bool:
+    return bool((r.norm(dim=0) <= target).all())
 
 
 def stalled(residuals: list[float]) -> bool:
@@ -144,7 +202,7 @@ def stalled(residuals: list[float]) -> bool:
 
 def _explain_stall(residuals: list[float]) -> str:
     best = min(residuals)
-    if best < 1e-8:
+    if best < EXHAUSTED:
         return (
             f"the residual stays at {best:.1e}, which is what double precision gives for this matrix; "
             "ask for a larger tolerance, or raise the noise"
@@ -159,9 +217,9 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(0)
 
 
-def _check_curvature(curvature: Tensor, rz: Tensor, n_iter: int) -> None:
+def _check_curvature(curvature: Tensor, rz: Tensor, iteration: int) -> None:
     if bool(((curvature <= 0) & (rz != 0)).any()) or not bool(curvature.isfinite().all()):
         raise NotPositiveDefiniteError(
-            f"the matrix is not positive definite (curvature {float(curvature.min()):.3g} in iteration {n_iter + 1}); "
+            f"the matrix is not positive definite (curvature {float(curvature.min()):.3g} in iteration {iteration}); "
             "raise the noise (say tenfold), shorten the length scale, or remove geometries that are nearly equal"
         )

@@ -1,0 +1,113 @@
+"""Checkpoints: what an unfinished training needs to go on, in a file that is always whole."""
+
+import json
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .errors import CheckpointWarning, DataError, FormatError, OutputError
+from .npz import Archive, check_writable, read_archive, write_archive
+from .solvers import State
+
+FORMAT = "gdml-checkpoint-1"
+INTERVAL = 30.0  # seconds between two checkpoints
+
+
+class Journal:
+    """The state of a training, written to a file every now and then.
+
+    Parameters
+    ----------
+    path : path or None
+        Of the file (.npz); with None nothing is written.
+    problem : dict of str
+        All that the training depends on, in words; a checkpoint of another
+        problem is refused.
+
+    Attributes
+    ----------
+    length_scale : float or None
+        As soon as it is chosen.
+    rank : int
+        Of the preconditioner; 0 before conjugate gradients begin.
+    spent : int
+        Iterations with preconditioners of lower rank.
+    state : State or None
+    errors : list of float
+        On held-out forces so far.
+    """
+
+    def __init__(self, path: str | Path | None = None, problem: dict[str, str] | None = None):
+        self.path = None if path is None else check_writable(path, ".npz")
+        self.problem = problem or {}
+        self.length_scale: float | None = None
+        self.rank = self.spent = 0
+        self.state: State | None = None
+        self.errors: list[float] = []
+        self._last = time.monotonic()
+
+    @classmethod
+    def open(cls, path: str | Path | None, problem: dict[str, str], resume: bool) -> "Journal":
+        """A new journal, or with `resume` that of an unfinished training, where there is one.
+
+        Raises
+        ------
+        OutputError
+            If the place cannot be written to, or holds a checkpoint and is not to
+            be resumed from.
+        FormatError
+            If the file is no checkpoint, or cut short.
+        DataError
+            If the checkpoint is of another problem; the message says what differs.
+        """
+        journal = cls(path, problem)
+        if journal.path is None or not journal.path.exists():
+            return journal
+        if not resume:
+            raise OutputError(
+                f"{path}: here is the checkpoint of an unfinished training; go on with it (--resume, or resume=True), "
+                "or delete it to start anew"
+            )
+        journal._load(read_archive(journal.path))
+        return journal
+
+    def _load(self, archive: Archive) -> None:
+        if archive.text("format") != FORMAT:
+            raise FormatError(f"{self.path}: this is no checkpoint of a training; delete it, or give another name")
+        known = json.loads(archive.text("problem"))
+        different = [k for k in sorted({*known, *self.problem}) if known.get(k) != self.problem.get(k)]
+        if different:
+            listed = ", ".join(f"{k} ({known.get(k)} there, {self.problem.get(k)} here)" for k in different)
+            raise DataError(f"{self.path}: this checkpoint is of another training; it differs in {listed}")
+        self.length_scale = float(archive["length_scale"])
+        if "x" in archive:
+            self.rank, self.spent = int(archive["rank"]), int(archive["spent"])
+            vectors = [torch.tensor(archive[name]) for name in ("x", "r", "p", "rz")]
+            self.state = State(*vectors, archive["residuals"].tolist(), bool(archive["fresh"]))
+            self.errors = archive["errors"].tolist()
+
+    def note_length_scale(self, length_scale: float) -> None:
+        """Keep the length scale, which may have taken long to choose."""
+        self.length_scale = length_scale
+        self._write_if_due({})
+
+    def note(self, rank: int, spent: int, state: State, errors: list[float]) -> None:
+        """Keep where conjugate gradients are, if the last checkpoint is old enough."""
+        if state.p is None:
+            return
+        vectors = {name: getattr(state, name) for name in ("x", "r", "p", "rz", "residuals", "fresh")}
+        self._write_if_due({"rank": rank, "spent": spent, "errors": errors} | vectors)
+
+    def _write_if_due(self, fields: dict) -> None:
+        if self.path is None or time.monotonic() - self._last < INTERVAL:
+            return
+        fields = {"format": FORMAT, "problem": json.dumps(self.problem), "length_scale": self.length_scale} | fields
+        try:
+            write_archive(self.path, {name: np.asarray(value) for name, value in fields.items()})
+        except OutputError as error:
+            message = f"no checkpoint was written, the training goes on without: {error}"
+            warnings.warn(message, CheckpointWarning, stacklevel=2)
+        self._last = time.monotonic()

@@ -1,0 +1,147 @@
+"""What a low-rank factor leaves out, by geometries and their nearest neighbours."""
+
+import torch
+from torch import Tensor
+
+from ..errors import FitError
+from ..linear import LinearOperator
+
+# Added to the diagonal of the rest, in units of its mean: the rows of the factor's
+# pivots are zero. Measured: 0.01 to 0.1 take about as many iterations.
+RIDGE = 0.03
+# Numbers in the conditioning sets that are treated at a time.
+TILE = 4 * 1024 * 1024
+
+
+class Uniform:
+    """μ I, for a rest of which only the mean of the diagonal is known.
+
+    Parameters
+    ----------
+    mu : float
+    """
+
+    def __init__(self, mu: float):
+        self.root = mu**0.5
+
+    def whiten(self, r: Tensor) -> Tensor:
+        """Wᵀ r for r (n, m), with W Wᵀ the inverse."""
+        return r / self.root
+
+    def unwhiten(self, z: Tensor) -> Tensor:
+        """W z for z (n, m)."""
+        return z / self.root
+
+    def whiten_(self, factor: Tensor) -> None:
+        """Wᵀ F for F (n, k), in its memory."""
+        factor.div_(self.root)
+
+
+class Neighbours:
+    r"""An approximate inverse of the rest R = A - F Fᵀ, from blocks and their nearest neighbours.
+
+    The inverse is W Wᵀ with W triangular in a random order of the blocks, and
+    non-zero only between a block and the `count` nearest to it of those
+    before. Column block i of W solves the system of these alone,
+
+    .. math:: R_{cc} = C C^T, \qquad W_{ci} = C^{-T} e_i ,
+
+    which is the best that a matrix of this shape can do in the sense of
+    Kullback and Leibler, and positive definite whatever R is.
+
+    Source: V. Vecchia, J. R. Stat. Soc. B 50, 297 (1988); on top of a Nyström
+    factor: S. Zhao, T. Xu, H. Huang, E. Chow, Y. Xi, arXiv 2304.05460.
+
+    Parameters
+    ----------
+    operator : LinearOperator
+        A.
+    factor : (n, k) tensor
+        F.
+    ridge : (L,) tensor
+        Added to the diagonal of R, for each unknown of a block.
+    count : int
+    generator : torch.Generator
+        Of the order.
+    """
+
+    def __init__(self, operator: LinearOperator, factor: Tensor, ridge: Tensor, count: int, generator: torch.Generator):
+        self.size = operator.block_size
+        n_blocks = len(factor) // self.size
+        order = torch.randperm(n_blocks, generator=generator)
+        self.sets, self.valid = _nearest_before(operator.distances(), order, min(count, n_blocks - 1))
+        # Last first, so that `whiten_` finds what comes before untouched.
+        self.order = order.flip(0)
+        width = self.sets.shape[1] * self.size
+        self.step = max(1, TILE // (width * (width + factor.shape[1])))
+        self.weights = factor.new_empty(n_blocks, width, self.size)
+        for some in self.order.split(self.step):
+            self.weights[some] = self._solve(operator, factor, ridge, some)
+
+    def _solve(self, operator: LinearOperator, factor: Tensor, ridge: Tensor, some: Tensor) -> Tensor:
+        """W's column blocks for some of the blocks, (b, width, L)."""
+        sets, size = self.sets[some], self.size
+        b, members = sets.shape
+        valid = self.valid[some].repeat_interleave(size, 1)
+        rest = _symmetric_blocks(operator, sets)
+        rest.diagonal(dim1=1, dim2=2).add_(operator.noise)
+        rows = factor.view(-1, size, factor.shape[1])[sets].flatten(1, 2)
+        rest.baddbmm_(rows, rows.mT, alpha=-1)
+        # Those that do not exist are left out: no coupling, and no right-hand side.
+        rest *= valid[:, :, None] & valid[:, None, :]
+        rest.diagonal(dim1=1, dim2=2).add_(~valid)
+        last = rest.new_zeros(members * size, size)
+        last[-size:] = torch.eye(size, dtype=rest.dtype)
+        return torch.linalg.solve_triangular(_cholesky(rest, ridge.repeat(members)).mT, last, upper=True)
+
+    def whiten(self, r: Tensor) -> Tensor:
+        """Wᵀ r for r (n, m)."""
+        return self._whitened(r, slice(None)).flatten(0, 1)
+
+    def _whitened(self, r: Tensor, some: Tensor | slice) -> Tensor:
+        rows = r.view(-1, self.size, r.shape[1])[self.sets[some]].flatten(1, 2)
+        return self.weights[some].mT @ rows
+
+    def whiten_(self, factor: Tensor) -> None:
+        """Wᵀ F for F (n, k), in its memory."""
+        blocks = factor.view(-1, self.size, factor.shape[1])
+        for some in self.order.split(self.step):
+            blocks[some] = self._whitened(factor, some)
+
+    def unwhiten(self, z: Tensor) -> Tensor:
+        """W z for z (n, m)."""
+        spread = self.weights @ z.view(-1, self.size, z.shape[1])
+        result = torch.zeros_like(z).view(-1, self.size, z.shape[1])
+        spread = spread.view(-1, self.size, z.shape[1])
+        return result.index_add_(0, self.sets.flatten(), spread).view_as(z)
+
+
+def _nearest_before(distances: Tensor, order: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """For each block the nearest ones before it in the order and itself, (n, count + 1), and which of them exist."""
+    position = torch.argsort(order)
+    later = position[None, :] >= position[:, None]
+    near = distances.masked_fill(later, float("inf")).topk(count, largest=False)
+    sets = torch.cat([near.indices, torch.arange(len(order))[:, None]], 1)
+    valid = torch.cat([near.values.isfinite(), torch.ones(len(order), 1, dtype=torch.bool)], 1)
+    return sets, valid
+
+
+def _symmetric_blocks(operator: LinearOperator, sets: Tensor) -> Tensor:
+    """The matrix between the members of each set, (b, members L, members L), without the noise."""
+    (b, members), size = sets.shape, operator.block_size
+    left, right = torch.tril_indices(members, members)
+    found = operator.blocks(sets[:, left].flatten(), sets[:, right].flatten()).view(b, -1, size, size)
+    result = found.new_empty(b, members, members, size, size)
+    result[:, right, left] = found.mT
+    result[:, left, right] = found
+    return result.transpose(2, 3).reshape(b, members * size, members * size)
+
+
+def _cholesky(rest: Tensor, ridge: Tensor) -> Tensor:
+    """Cholesky factors of a batch, with as many ridges on the diagonal as it takes."""
+    for multiple in (1.0, 9.0, 90.0, 900.0):
+        rest.diagonal(dim1=1, dim2=2).add_(multiple * ridge)
+        factors, info = torch.linalg.cholesky_ex(rest)
+        if not info.any():
+            return factors
+    raise FitError("what the preconditioner leaves out is not positive definite; raise the noise, or its rank")
