@@ -125,7 +125,7 @@ def crystal_group(reference: Atoms, *, symprec: float = SMALLEST) -> CrystalGrou
         For averages of a trajectory see `symmetrised_reference`.
     symprec : float
         How far, in Å, an atom or the end of a lattice vector may be from its
-        ideal place; in wires, half of it.
+        place in the ideal structure that fits best; in wires, half of it.
 
     Returns
     -------
@@ -273,7 +273,7 @@ class _Crystal:
         )
 
     def nearest(self, points: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray]:
-        """The atom closest to each of (K, 3) points, or -1, and the way to it (K, 3) in Å."""
+        """The atom closest to each of (..., 3) points, or -1, and the way to it (..., 3) in Å."""
         wrapped = points - np.floor(points @ self.dual) @ self.vectors
         distance, image = self.tree.query(wrapped, distance_upper_bound=reach)
         missing = np.isinf(distance)
@@ -346,17 +346,18 @@ def _matches(
     # No translation where nothing repeats: the centre stays.
     shifts = (x[targets] - linear @ x[anchor]) @ (np.eye(3) - crystal.across)
     alive = np.arange(len(linear))
-    rows, offsets = np.empty((len(linear), len(x)), dtype=np.int64), np.empty((len(linear), *x.shape))
-    for a in range(len(x)):  # atom by atom, since most candidates fail at the first ones
-        rows[alive, a], offsets[alive, a] = crystal.nearest(linear[alive] @ x[a] + shifts[alive], 4 * symprec)
-        image = rows[alive, a]
+    for a in range(len(x)):  # atom by atom, storing nothing: most candidates fail at the first ones
+        image, _ = crystal.nearest(linear[alive] @ x[a] + shifts[alive], 4 * symprec)
         alive = alive[(image >= 0) & (crystal.numbers[image] == crystal.numbers[a])]
-    offsets = offsets[alive] - offsets[alive].mean(1, keepdims=True)
-    fits = np.linalg.norm(offsets, axis=2).max(1, initial=0) <= 2 * symprec
-    bijective = (np.sort(rows[alive], axis=1) == np.arange(len(x))).all(1)
+    points = x @ linear[alive].transpose(0, 2, 1) + shifts[alive, None]
+    rows, offsets = crystal.nearest(points, 4 * symprec)
+    offsets -= offsets.mean(1, keepdims=True)
+    good = np.linalg.norm(offsets, axis=2).max(1, initial=0) <= 2 * symprec
+    good &= (np.sort(rows, axis=1) == np.arange(len(x))).all(1)
+    good &= (crystal.numbers[rows] == crystal.numbers).all(1)
     # In a layer an atom above the target would give the same shift, and the operation again.
-    good = fits & bijective & (rows[alive, anchor] == targets[alive])
-    return alive[good], rows[alive[good]], offsets[good]
+    good &= rows[:, anchor] == targets[alive]
+    return alive[good], rows[good], offsets[good]
 
 
 def _candidates(
@@ -448,12 +449,14 @@ def _spacegroup(found: _Found, symprec: float) -> str:
 
     cell = _cell_of_averages(found)
     operations = len(found.translations) * len(found.parts)
-    match len(found.crystal.vectors):
-        case 1:
-            return f"rod group with {operations} operations"
-        case 2:
+    kind = len(found.crystal.vectors)
+    if kind == 1:
+        return f"rod group with {operations} operations"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of returning None rather than raising
+        if kind == 2:
             dataset = spglib.get_symmetry_layerdataset(cell, aperiodic_dir=2, symprec=symprec)
-        case _:
+        else:
             dataset = spglib.get_symmetry_dataset(cell, symprec=symprec)
     if dataset is None:
         raise SymmetryError(_between(symprec, f"spglib finds no space group ({operations} operations fit)"))

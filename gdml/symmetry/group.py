@@ -47,13 +47,13 @@ class PermutationGroup:
         rows.setflags(write=False)
         self.permutations = rows
 
-    @classmethod
-    def trivial(cls, n_atoms: int) -> "PermutationGroup":
+    @staticmethod
+    def trivial(n_atoms: int) -> "PermutationGroup":
         """The group of the identity alone."""
-        return cls(np.arange(n_atoms)[None])
+        return PermutationGroup(np.arange(n_atoms)[None])
 
-    @classmethod
-    def generate(cls, generators: Iterable[ArrayLike], n_atoms: int | None = None) -> "PermutationGroup":
+    @staticmethod
+    def generate(generators: Iterable[ArrayLike], n_atoms: int | None = None) -> "PermutationGroup":
         """The smallest group that contains the given permutations.
 
         Raises
@@ -63,7 +63,7 @@ class PermutationGroup:
         """
         rows = [np.asarray(g, dtype=np.int64) for g in generators]
         size = n_atoms if n_atoms is not None else len(rows[0])
-        return cls([np.frombuffer(e, dtype=np.int64) for e in _generated(rows, size)])
+        return PermutationGroup([np.frombuffer(e, dtype=np.int64) for e in _generated(rows, size)])
 
     @property
     def order(self) -> int:
