@@ -69,7 +69,7 @@ class CrystalGroup(PermutationGroup):
     Attributes
     ----------
     permutations : (|S|, N) int array
-        All elements, sorted; |S| = |T| |Q|.
+        All elements, sorted; as many as translations times cosets.
 
     Raises
     ------
