@@ -32,10 +32,11 @@ napoleon_custom_sections = [("Warns", "params_style")]
 default_role = "code"
 
 
-def escape_group_order(app, what, name, obj, options, lines):
-    """|S|, the order of the group, is no substitution."""
-    lines[:] = [line.replace("|S|", r"\|S\|") for line in lines]
+def escape_group_orders(app, what, name, obj, options, lines):
+    """|S|, |T| and |Q|, orders of groups, are no substitutions."""
+    for order in "STQ":
+        lines[:] = [line.replace(f"|{order}|", rf"\|{order}\|") for line in lines]
 
 
 def setup(app):
-    app.connect("autodoc-process-docstring", escape_group_order)
+    app.connect("autodoc-process-docstring", escape_group_orders)

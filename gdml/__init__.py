@@ -16,6 +16,7 @@ from ._version import __version__
 # seconds to load, and the command line has to say how its threads wait before
 # that.
 _HOME = {
+    "CrystalGroup": "symmetry",
     "Dataset": "dataset",
     "ForceField": "force_field",
     "GDMLCalculator": "calculator",
@@ -25,11 +26,14 @@ _HOME = {
     "Metrics": "metrics",
     "PermutationGroup": "symmetry",
     "Prediction": "force_field",
+    "crystal_group": "symmetry",
+    "direct_product": "symmetry",
     "evaluate": "metrics",
     "fit": "training",
     "load": "force_field",
     "molecular_group": "symmetry",
     "read": "dataset",
+    "symmetrised_reference": "symmetry",
 }
 
 __all__ = ["__version__", *_HOME]

@@ -16,7 +16,7 @@ LAYERS = [
     ["_version", "errors"],
     ["units", "geometry", "kernels", "npz", "progress"],
     ["io", "dataset", "data"],
-    ["symmetry.group", "symmetry.molecules", "symmetry"],
+    ["symmetry.group", "symmetry.molecules", "symmetry.crystals", "symmetry"],
     ["descriptors.inverse_distances", "descriptors"],
     ["contractions.gemm", "contractions"],
     ["linear"],

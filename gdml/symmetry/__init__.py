@@ -1,6 +1,14 @@
 """Permutations of equal atoms under which the energy does not change."""
 
-from .group import PermutationGroup
+from .crystals import CrystalGroup, crystal_group, symmetrised_reference
+from .group import PermutationGroup, direct_product
 from .molecules import molecular_group
 
-__all__ = ["PermutationGroup", "molecular_group"]
+__all__ = [
+    "CrystalGroup",
+    "PermutationGroup",
+    "crystal_group",
+    "direct_product",
+    "molecular_group",
+    "symmetrised_reference",
+]

@@ -1,6 +1,7 @@
 """Groups of permutations of atoms."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -46,13 +47,13 @@ class PermutationGroup:
         rows.setflags(write=False)
         self.permutations = rows
 
-    @classmethod
-    def trivial(cls, n_atoms: int) -> "PermutationGroup":
+    @staticmethod
+    def trivial(n_atoms: int) -> "PermutationGroup":
         """The group of the identity alone."""
-        return cls(np.arange(n_atoms)[None])
+        return PermutationGroup(np.arange(n_atoms)[None])
 
-    @classmethod
-    def generate(cls, generators: Iterable[ArrayLike], n_atoms: int | None = None) -> "PermutationGroup":
+    @staticmethod
+    def generate(generators: Iterable[ArrayLike], n_atoms: int | None = None) -> "PermutationGroup":
         """The smallest group that contains the given permutations.
 
         Raises
@@ -62,7 +63,7 @@ class PermutationGroup:
         """
         rows = [np.asarray(g, dtype=np.int64) for g in generators]
         size = n_atoms if n_atoms is not None else len(rows[0])
-        return cls([np.frombuffer(e, dtype=np.int64) for e in _generated(rows, size)])
+        return PermutationGroup([np.frombuffer(e, dtype=np.int64) for e in _generated(rows, size)])
 
     @property
     def order(self) -> int:
@@ -77,6 +78,22 @@ class PermutationGroup:
         representative = self.permutations.min(0)
         return [np.flatnonzero(representative == r) for r in np.unique(representative)]
 
+    def embedded(self, atoms: ArrayLike, n_atoms: int) -> "PermutationGroup":
+        """This group acting on some atoms of a larger structure, whose other atoms stay.
+
+        Parameters
+        ----------
+        atoms : (self.n_atoms,) int array
+            Where each atom of this group is in the larger structure.
+        n_atoms : int
+            Number of atoms of the larger structure.
+        """
+        return PermutationGroup(embedded_rows(self.permutations, np.asarray(atoms), n_atoms))
+
+    def times(self, other: "PermutationGroup") -> "PermutationGroup":
+        """The products of this group's elements and those of a group that moves none of the same atoms."""
+        return PermutationGroup(products(self.permutations, other.permutations))
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PermutationGroup) and np.array_equal(self.permutations, other.permutations)
 
@@ -85,6 +102,79 @@ class PermutationGroup:
 
     def __repr__(self) -> str:
         return f"PermutationGroup(order={self.order}, n_atoms={self.n_atoms})"
+
+
+def direct_product(groups: Sequence[tuple[PermutationGroup, ArrayLike]], n_atoms: int) -> PermutationGroup:
+    """The group in which several groups act independently on disjoint sets of atoms.
+
+    For a molecule on a surface: the group of the bare surface times the
+    permutations of the molecule. For an interstitial atom: the group of the host,
+    with the interstitial in no set. Atoms in no set stay where they are.
+
+    Parameters
+    ----------
+    groups : sequence of (PermutationGroup, int array)
+        Each group with the indices of its atoms: atom k of the group is atom
+        ``indices[k]`` of the whole.
+    n_atoms : int
+        Number of all atoms.
+
+    Returns
+    -------
+    PermutationGroup
+        A CrystalGroup if the first group is one; its translations then move
+        the atoms of that group alone, and its cosets hold the rest.
+
+    Raises
+    ------
+    SymmetryError
+        If two groups share an atom, the indices do not fit their group or the
+        number of atoms, or the product has more than 100,000 elements.
+    """
+    if not groups:
+        raise SymmetryError("a product of no groups; for no symmetry take PermutationGroup.trivial")
+    _check_disjoint(groups, n_atoms)
+    order = math.prod(group.order for group, _ in groups)
+    if order > MAX_ORDER:
+        orders = " x ".join(str(group.order) for group, _ in groups)
+        raise SymmetryError(f"the product has {orders} = {order} elements, more than {MAX_ORDER}; give smaller groups")
+    first, *others = (group.embedded(atoms, n_atoms) for group, atoms in groups)
+    for other in others:
+        first = first.times(other)
+    return first
+
+
+def products(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """All ``l[r]`` of two sets of permutations, (K, N) and (L, N): a (K L, N) array, l changing slowest."""
+    return left[:, right].reshape(-1, left.shape[1])
+
+
+def embedded_rows(rows: np.ndarray, atoms: np.ndarray, n_atoms: int) -> np.ndarray:
+    embedded = np.tile(np.arange(n_atoms), (len(rows), 1))
+    embedded[:, atoms] = atoms[rows]
+    return embedded
+
+
+def _check_disjoint(groups: Sequence[tuple[PermutationGroup, ArrayLike]], n_atoms: int) -> None:
+    owner = np.full(n_atoms, -1)
+    for k, (group, atoms) in enumerate(groups):
+        atoms = np.asarray(atoms)
+        if atoms.shape != (group.n_atoms,) or atoms.dtype.kind not in "iu":
+            raise SymmetryError(
+                f"group {k} permutes {group.n_atoms} atoms and needs as many indices, "
+                f"not an array of shape {atoms.shape} and type {atoms.dtype}"
+            )
+        if atoms.min() < 0 or atoms.max() >= n_atoms:
+            raise SymmetryError(f"group {k} acts on atoms {atoms.min()} to {atoms.max()}, of 0 to {n_atoms - 1}")
+        if len(np.unique(atoms)) < len(atoms):
+            raise SymmetryError(f"an index of group {k} occurs twice: {atoms.tolist()}")
+        shared = atoms[owner[atoms] >= 0]
+        if shared.size:
+            raise SymmetryError(
+                f"groups {owner[shared[0]]} and {k} both act on atom {shared[0]}"
+                f"{f' and {shared.size - 1} more' if shared.size > 1 else ''}; a product needs disjoint sets of atoms"
+            )
+        owner[atoms] = k
 
 
 def _check_closed(rows: np.ndarray) -> None:
