@@ -39,6 +39,20 @@ def prepare_environment() -> None:
     subprocess.run([*pip, "numpy<2", "scipy<1.14", "ase", "sgdml==1.0.3"], check=True)
 
 
+def sgdml_job(training: gdml.Dataset, test: gdml.Dataset, group: gdml.PermutationGroup) -> dict[str, np.ndarray]:
+    """What sgdml_worker.py needs to know."""
+    return {
+        "z": training.numbers,
+        "R": training.positions,
+        "F": training.forces,
+        "E": training.energy,
+        "R_test": test.positions,
+        "perms": group.permutations,
+        "sig": int(LENGTH_SCALE),
+        "lam": NOISE,
+    }
+
+
 def run_sgdml(job: dict[str, np.ndarray], folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
     """Train and predict with sGDML in its environment; its timings and its predictions."""
     np.savez(folder / "job.npz", **job)
@@ -94,16 +108,7 @@ def run_case(train_file: str, test_file: str | None) -> dict:
     training = frames[drawn]
     test = dataset(test_file) if test_file else frames[rest]
     group = gdml.molecular_group(frames)
-    job = {
-        "z": frames.numbers,
-        "R": training.positions,
-        "F": training.forces,
-        "E": training.energy,
-        "R_test": test.positions,
-        "perms": group.permutations,
-        "sig": int(LENGTH_SCALE),
-        "lam": NOISE,
-    }
+    job = sgdml_job(training, test, group)
     ours, theirs = [], []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(ROUNDS):

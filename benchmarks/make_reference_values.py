@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from against_sgdml import prepare_environment, run_sgdml
+from against_sgdml import prepare_environment, run_sgdml, sgdml_job
 
 import gdml
 from gdml.data import ethanol
@@ -20,16 +20,7 @@ def main() -> None:
     prepare_environment()
     frames = ethanol()
     training, test = frames[TRAIN], frames[TEST]
-    job = {
-        "z": frames.numbers,
-        "R": training.positions,
-        "F": training.forces,
-        "E": training.energy,
-        "R_test": test.positions,
-        "perms": gdml.molecular_group(frames).permutations,
-        "sig": 20,
-        "lam": 1e-10,
-    }
+    job = sgdml_job(training, test, gdml.molecular_group(frames))
     with tempfile.TemporaryDirectory() as folder:
         _, prediction = run_sgdml(job, Path(folder))
     np.savez(sys.argv[1], **prediction)

@@ -4,6 +4,7 @@ Usage: python sgdml_worker.py JOB.npz OUT.npz
 """
 
 import json
+import resource
 import statistics
 import sys
 import time
@@ -22,6 +23,11 @@ def median_ms(function, repeats, calls):
         function()
         times.append(time.perf_counter() - start)
     return 1e3 * statistics.median(times) / calls
+
+
+def peak_gb():
+    """Peak memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def main():
@@ -56,9 +62,10 @@ def main():
         "use_sym": True,
         "perms": job["perms"],
     }
-    start = time.perf_counter()
+    before, start = peak_gb(), time.perf_counter()
     model = GDMLTrain().train(task)
     train_s = time.perf_counter() - start
+    train_peak = peak_gb() - before
 
     test = job["R_test"].reshape(len(job["R_test"]), -1)
     bulk = GDMLPredict(model)
@@ -77,6 +84,7 @@ def main():
     single_ms = median_ms(one_by_one, 3, 200)
     timings = {
         "train_s": train_s,
+        "train_peak_GB": train_peak,
         "batch_numpy_ms": batch_numpy_ms,
         "batch_torch_ms": batch_torch_ms,
         "single_ms": single_ms,

@@ -301,7 +301,7 @@ def _add_train(commands, data) -> None:
     parser.add_argument("--rank", type=_auto_or_int, default="auto", metavar="K", help="of the preconditioner")
     help_text = "nearest geometries that the preconditioner sees with each (4)"
     parser.add_argument("--neighbours", type=_natural, default=DEFAULT_NEIGHBOURS, metavar="M", help=help_text)
-    parser.add_argument("--rtol", type=float, default=DEFAULT_RTOL, metavar="X", help="residual where CG ends (3e-4)")
+    parser.add_argument("--rtol", type=float, default=DEFAULT_RTOL, metavar="X", help="residual where CG ends (1e-3)")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint of a killed training")
     parser.add_argument("--seed", type=_natural, default=0, help="of the draw of frames (0)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="parity plot of the held-out frames")

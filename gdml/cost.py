@@ -11,9 +11,10 @@ from .memory import check_closed_form, closed_form_bytes
 
 # A core that does r operations in a second moves about r / 5 bytes, measured.
 OPERATIONS_PER_BYTE = 5
-REJECTED = 1.4  # candidates for each column that is kept
-# Operations of a contraction go at half the rate of a large matrix product.
-CONTRACTION = 2.2
+REJECTED = 1.15  # candidates for each column that is kept
+# How much slower operations go than in a large matrix product: those of a contraction,
+# of kernel columns, and of many small matrices. Measured.
+CONTRACTION, COLUMNS, SMALL = 2.2, 8.0, 4.0
 # The largest rank to start with, as a fraction of the unknowns.
 MOST = 5
 # Iterations at one rank, in units of those that the next preconditioner costs.
@@ -55,10 +56,10 @@ class Problem:
         return self.n_unknowns**3 / 3 / 0.75 + 2 * assembly
 
     def cg_bytes(self, rank: int) -> int:
-        """8 [ N k + k² + 2 n D L + 3 N r + N L (m + 1) ]: factor, inner matrix, duals, r = 256 columns, neighbours."""
+        """8 [ N k + 2 k² + 2 n D L + 3 N r + N L (m + 1) ]: factor, inner matrix, duals, r = 64 columns, neighbours."""
         duals = 2 * self.n_frames * self.size * self.n_labels
         near = self.n_unknowns * self.n_labels * (self.neighbours + 1)
-        return int(8 * (self.n_unknowns * rank + rank**2 + duals + 768 * self.n_unknowns + near))
+        return int(8 * (self.n_unknowns * rank + 2 * rank**2 + duals + 192 * self.n_unknowns + near))
 
     def largest_rank(self) -> int:
         """What half of the memory holds."""
@@ -67,11 +68,11 @@ class Problem:
     def build_operations(self, rank: int) -> float:
         """Of a preconditioner: columns, 3.5 N k², and the rest by neighbours, n [(m + 1) L]² k."""
         n, labels, size, order = self.n_frames, self.n_labels, self.size, self.order
-        columns = CONTRACTION * REJECTED * rank * 2 * n * size * (2 * order + labels)
+        columns = COLUMNS * REJECTED * rank * 2 * n * size * (2 * order + labels)
         members = self.neighbours + 1
         pairs = n * members**2 * labels * (2 * order * size + size**2)
         near = n * (members * labels) ** 2 * rank + pairs
-        return columns + 3.5 * self.n_unknowns * rank**2 + CONTRACTION * near
+        return columns + 3.5 * self.n_unknowns * rank**2 + SMALL * near
 
     def iteration_operations(self, rank: int) -> float:
         """Of an iteration: a product, 8 n² |S| D, two passes over the factor and two over the neighbours."""
@@ -96,11 +97,11 @@ class Choice:
 def expected_iterations(problem: Problem, rank: int, mu: float, noise: float) -> float:
     """Iterations to the default tolerance, from what a factor misses of the diagonal, μ.
 
-    2.4 (μ / λ)^0.38 (N / k)^0.67, fitted to trainings on six molecules; it
-    predicts within a factor of two.
+    1.8 (μ / λ)^0.38 (N / k)^0.67, fitted to trainings on six molecules: within a
+    factor of two there.
     """
     ratio = min(mu / max(noise, 1e-300), 1e6)
-    return max(4.0, 2.4 * ratio**0.38 * (problem.n_unknowns / rank) ** 0.67)
+    return max(4.0, 1.8 * ratio**0.38 * (problem.n_unknowns / rank) ** 0.67)
 
 
 def choose_rank(problem: Problem, decay: tuple[int, float, float], noise: float) -> tuple[int, float]:

@@ -18,8 +18,6 @@ from .descriptors import PairFeatures
 from .geometry import internal_basis
 from .linear import LinearOperator
 
-# Numbers in each of the intermediates of a few columns.
-COLUMN_TILE = 4 * 1024 * 1024
 # Numbers in the intermediates of a few pairs of geometries.
 PAIR_TILE = 2 * 1024 * 1024
 
@@ -132,19 +130,10 @@ class TrainingOperator(LinearOperator):
 
     def columns(self, indices: Tensor) -> Tensor:
         """Columns (ML, len(indices)) of the matrix, without the noise."""
-        labels, x, w = self.labels, self.labels.features.x, self._duals
-        n_labels = len(labels.c)
-        result = x.new_empty(self.shape[0], len(indices))
-        tile = max(1, COLUMN_TILE // (x.numel() + len(x) * len(self.contraction.action)))
-        for start in range(0, len(indices), tile):
-            here = indices[start : start + tile]
-            geometry, label = here // n_labels, here % n_labels
-            e, g = self.contraction.separate(x, geometry, labels.c[label], w[geometry, :, label])
-            block = torch.bmm(w.mT, g.permute(1, 2, 0))
-            if self.labels.use_energy:
-                block += labels.c[:, None] * e[:, None, :]
-            result[:, start : start + tile] = block.flatten(0, 1)
-        return result
+        labels, w = self.labels, self._duals
+        geometry, label = indices // self.block_size, indices % self.block_size
+        right = labels.c[label], w[geometry, :, label]
+        return self.contraction.columns(labels.features.x, labels.c, w, geometry, *right).flatten(0, 1)
 
     @property
     def block_size(self) -> int:

@@ -23,7 +23,7 @@ def matrix_of(operator):
 
 
 def test_columns_and_diagonal(operator, monkeypatch):
-    monkeypatch.setattr(gdml.operators, "COLUMN_TILE", 1000)  # several tiles
+    monkeypatch.setattr(gdml.contractions.gemm, "COLUMN_TILE", 1000)  # several tiles
     expected = matrix_of(operator)
     torch.testing.assert_close(operator.diagonal(), expected.diagonal())
     indices = torch.tensor([5, 0, 17, 5, 29])

@@ -35,6 +35,8 @@ from ..kernels import RadialKernel
 # spend their time in waking threads, larger ones leave the caches.
 TILE = 512 * 1024
 MAX_REFERENCES = 4096
+# Numbers in the intermediates of a few columns.
+COLUMN_TILE = 8 * 1024 * 1024
 
 Jet = tuple[Tensor, Tensor]
 
@@ -119,38 +121,58 @@ class GemmContraction:
             into.copy_(_distances(images, self.y).view(len(part), -1, len(self.y)).amin(1))
         return result
 
-    def separate(self, x: Tensor, references: Tensor, c: Tensor, w: Tensor) -> Jet:
-        """The jets of single dual jets, not summed.
+    def columns(self, x: Tensor, c_left: Tensor, w_left: Tensor, references: Tensor, c: Tensor, w: Tensor) -> Tensor:
+        """The contraction between bases of dual jets and single ones, written out: columns of the kernel.
 
         Parameters
         ----------
         x : (m, D) tensor
+            Points of the left dual jets.
+        c_left, w_left : (L,) and (m, D, L) tensors
+            L dual jets on each of these points; the values c are the same on all.
         references : (b,) int tensor
-            The reference points that the dual jets are on; may repeat.
+            The reference points that the right dual jets are on; may repeat.
         c, w : (b,) and (b, D) tensors
 
         Returns
         -------
-        e, g : (m, b) and (b, m, D) tensors
-            Their sums over b are what `apply` gives.
+        (m, L, b) tensor
         """
-        length = self.kernel.natural_length
-        x, order = self._scaled(x), len(self.action)
+        x = self._scaled(x)
+        along = (w_left.mT @ x[..., None])[..., 0]
+        result = x.new_empty(len(x), len(c_left), len(c))
+        step = max(1, COLUMN_TILE // (x.numel() + len(x) * len(self.action)))
+        for start in range(0, len(c), step):
+            some = slice(start, start + step)
+            jets = self._separate(x, references[some], c[some], w[some])
+            result[:, :, some] = self._against(c_left, w_left, along, *jets)
+        return result
+
+    def _separate(self, x: Tensor, references: Tensor, c: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The jets of single dual jets at scaled points x: values (m, b), and gradients as g (b, m, D) - q (m, b) x."""
+        order, length = len(self.action), self.kernel.natural_length
         images = self.y[references][:, self.action]  # (b, |S|, D)
         duals = (w / length)[:, self.action]
-        flat = images.flatten(0, 1)
-        k, d1, d2 = self.kernel.unit_profile(_distances(x, flat), value=bool(c.any()))
+        k, d1, d2 = self.kernel.unit_profile(_distances(x, images.flatten(0, 1)), value=bool(c.any()))
         u = x @ duals.flatten(0, 1).mT
         u -= torch.linalg.vecdot(images, duals).flatten()
-        e, q = d1 * u, u * d2
+        e, q = d1 * u, u.mul_(d2)
         if k is not None:
             spread = c.repeat_interleave(order)
             e += k * spread
             q += d1 * spread
-        weights = torch.cat([d1.view(len(x), -1, order), q.view(len(x), -1, order)], 2).transpose(0, 1)
-        g = torch.bmm(weights, torch.cat([duals, images], 1))
-        g -= q.view(len(x), -1, order).sum(2).mT[..., None] * x
-        return e.view(len(x), -1, order).sum(2), g.div_(length)
+        d1, q = d1.div_(length).view(len(x), -1, order), q.div_(length).view(len(x), -1, order)
+        g = torch.bmm(torch.cat([d1, q], 2).transpose(0, 1), torch.cat([duals, images], 1))
+        return e.view(len(x), -1, order).sum(2), g, q.sum(2)
+
+    @staticmethod
+    def _against(c_left: Tensor, w_left: Tensor, along: Tensor, e: Tensor, g: Tensor, q: Tensor) -> Tensor:
+        """What left dual jets, with `along` = w · x (m, L), say of such jets: (m, L, b)."""
+        result = torch.bmm(w_left.mT, g.permute(1, 2, 0))
+        result -= along[:, :, None] * q[:, None, :]
+        if c_left.any():
+            result += c_left[:, None] * e[:, None, :]
+        return result
 
     def pairs(
         self, x: Tensor, c_left: Tensor, w_left: Tensor, references: Tensor, c_right: Tensor, w_right: Tensor

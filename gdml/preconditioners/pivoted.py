@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..linear import LinearOperator
 
-ROUND = 256  # candidates of one round; their columns are updated by one matrix product
+ROUND = 64  # candidates of one round: more of them reject each other, fewer make small matrix products
 GREEDY = 0.5  # a candidate is taken while this much of it is left by the others of its round
 
 
