@@ -1,5 +1,13 @@
 """Maps from a geometry to a vector, with their Jacobians."""
 
-from .inverse_distances import InverseDistances, PairFeatures
+from .inverse_distances import InverseDistances, PairDescriptor, PairFeatures
+from .periodic import PeriodicFeatures, PeriodicInverseDistances, SmoothInverseDistances
 
-__all__ = ["InverseDistances", "PairFeatures"]
+__all__ = [
+    "InverseDistances",
+    "PairDescriptor",
+    "PairFeatures",
+    "PeriodicFeatures",
+    "PeriodicInverseDistances",
+    "SmoothInverseDistances",
+]
