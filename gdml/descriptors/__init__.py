@@ -2,6 +2,7 @@
 
 from .inverse_distances import InverseDistances, PairDescriptor, PairFeatures
 from .periodic import PeriodicFeatures, PeriodicInverseDistances, SmoothInverseDistances
+from .side_by_side import SideBySide
 
 __all__ = [
     "InverseDistances",
@@ -9,5 +10,6 @@ __all__ = [
     "PairFeatures",
     "PeriodicFeatures",
     "PeriodicInverseDistances",
+    "SideBySide",
     "SmoothInverseDistances",
 ]
