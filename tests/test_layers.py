@@ -17,7 +17,7 @@ LAYERS = [
     ["units", "geometry", "kernels", "npz", "progress"],
     ["io", "dataset", "data"],
     ["symmetry.group", "symmetry.molecules", "symmetry.crystals", "symmetry"],
-    ["descriptors.inverse_distances", "descriptors"],
+    ["descriptors.inverse_distances", "descriptors.periodic", "descriptors.side_by_side", "descriptors"],
     ["contractions.gemm", "contractions"],
     ["linear"],
     ["operators"],

@@ -1,6 +1,9 @@
 """Powers of the inverse distances between all pairs of atoms."""
 
+import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -54,8 +57,52 @@ class PairFeatures:
         return result.reshape(n_frames, size, 3 * self.n_atoms)
 
 
+class PairDescriptor(ABC):
+    """A descriptor with one entry for each pair k = (i, j) of atoms: x_k = s_k^-p.
+
+    Attributes
+    ----------
+    n_atoms : int
+        N, at least 2.
+    power : float
+        p; positive.
+    """
+
+    n_atoms: int
+    power: float
+    name: ClassVar[str]
+
+    def _check(self) -> None:
+        if self.n_atoms < 2:
+            raise FitError("a single atom has no distances and so no forces to learn")
+        if not (math.isfinite(self.power) and self.power > 0):
+            raise FitError(f"the power of the inverse distances must be positive and finite, not {self.power}")
+
+    @property
+    def size(self) -> int:
+        """Length D of a descriptor."""
+        return self.n_atoms * (self.n_atoms - 1) // 2
+
+    @abstractmethod
+    def evaluate(self, positions: Tensor) -> PairFeatures:
+        """Descriptors and Jacobians at positions (M, N, 3), Å."""
+
+    def permutations(self, group: PermutationGroup) -> np.ndarray:
+        """Action of a group on the descriptor: x(R[g]) = x(R)[..., result[g]], as (|S|, D)."""
+        return np.array([pair_permutation(p) for p in group.permutations])
+
+    def explain(self, entry: int, value: float) -> tuple[int, int, float]:
+        """What an entry of the descriptor means: its two atoms, and their distance s in Å."""
+        first, second = pair_indices(self.n_atoms)
+        return int(second[entry]), int(first[entry]), float(value ** (-1.0 / self.power))
+
+    def recipe(self) -> dict[str, object]:
+        """What a model file needs to make this descriptor again, besides the number of atoms."""
+        return {"name": self.name, "power": self.power}
+
+
 @dataclass(frozen=True)
-class InverseDistances:
+class InverseDistances(PairDescriptor):
     r"""Powers of the inverse distances of all pairs k = (i, j) of atoms.
 
     .. math:: x_k = |r_i - r_j|^{-p}
@@ -76,15 +123,7 @@ class InverseDistances:
     name = "inverse-distances"
 
     def __post_init__(self):
-        if self.n_atoms < 2:
-            raise FitError("a single atom has no distances and so no forces to learn")
-        if not self.power > 0:
-            raise FitError(f"the power of the inverse distances must be positive, not {self.power}")
-
-    @property
-    def size(self) -> int:
-        """Length D of a descriptor."""
-        return self.n_atoms * (self.n_atoms - 1) // 2
+        self._check()
 
     def evaluate(self, positions: Tensor) -> PairFeatures:
         """Descriptors and Jacobians at positions (M, N, 3), Å."""
@@ -96,16 +135,3 @@ class InverseDistances:
         x = squared.pow(-0.5 * self.power)
         slopes = difference * (-self.power * x / squared)[..., None]
         return PairFeatures(x, slopes, first, second, self.n_atoms)
-
-    def permutations(self, group: PermutationGroup) -> np.ndarray:
-        """Action of a group on the descriptor: x(R[g]) = x(R)[..., result[g]], as (|S|, D)."""
-        return np.array([pair_permutation(p) for p in group.permutations])
-
-    def explain(self, entry: int, value: float) -> tuple[int, int, float]:
-        """What an entry of the descriptor means: its two atoms, and their distance in Å."""
-        first, second = pair_indices(self.n_atoms)
-        return int(second[entry]), int(first[entry]), float(value ** (-1.0 / self.power))
-
-    def recipe(self) -> dict[str, float]:
-        """What a model file needs to make this descriptor again, besides the number of atoms."""
-        return {"name": self.name, "power": self.power}

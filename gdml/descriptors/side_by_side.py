@@ -1,0 +1,121 @@
+"""Several descriptors of pairs as one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DataError, FitError
+from ..symmetry import PermutationGroup
+from .inverse_distances import PairDescriptor
+from .periodic import PeriodicFeatures
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Descriptors of pairs in a row, each times a weight.
+
+    Two powers of the same distances tell more than any one: a steep one resolves
+    neighbours, a flat one what is far.
+
+    Parameters
+    ----------
+    parts : sequence of PairDescriptor
+        Of the same atoms.
+    weights : sequence of float
+        One for each part; positive. In inverse units of the part.
+
+    Raises
+    ------
+    FitError
+        If there are no parts, they are for different numbers of atoms, or the
+        weights are not one positive number for each.
+
+    See Also
+    --------
+    SideBySide.balanced : weights from geometries.
+    """
+
+    parts: Sequence[PairDescriptor]
+    weights: Sequence[float]
+
+    name = "side-by-side"
+
+    def __post_init__(self):
+        object.__setattr__(self, "parts", tuple(self.parts))
+        object.__setattr__(self, "weights", tuple(float(w) for w in self.weights))
+        if not self.parts:
+            raise FitError("there are no descriptors to set side by side; give at least one")
+        if len({part.n_atoms for part in self.parts}) > 1:
+            raise FitError(f"descriptors for {[part.n_atoms for part in self.parts]} atoms cannot stand side by side")
+        if len(self.weights) != len(self.parts) or not all(np.isfinite(w) and w > 0 for w in self.weights):
+            raise FitError(
+                f"{len(self.parts)} descriptors need as many positive weights, not {list(self.weights)}; "
+                "SideBySide.balanced finds them"
+            )
+
+    @classmethod
+    def balanced(cls, parts: Sequence[PairDescriptor], positions: Tensor, **options) -> "SideBySide":
+        """With weights that give each part the same variance, one, over geometries (M, N, 3).
+
+        Parameters
+        ----------
+        options
+            What the parts' `evaluate` takes besides positions, such as cells.
+
+        Raises
+        ------
+        DataError
+            If the geometries are all the same.
+        """
+        if len(positions) < 2:
+            raise DataError(f"weights need at least two different geometries, and there is {len(positions)}")
+        variances = [float(p.evaluate(positions, **options).x.var(0, correction=0).sum()) for p in parts]
+        if not min(variances) > 0:
+            raise DataError(f"the {len(positions)} geometries are all the same; weights need some that differ")
+        return cls(parts, [v**-0.5 for v in variances])
+
+    @property
+    def n_atoms(self) -> int:
+        return self.parts[0].n_atoms
+
+    @property
+    def size(self) -> int:
+        """Length D of a descriptor."""
+        return sum(part.size for part in self.parts)
+
+    def evaluate(self, positions: Tensor, **options) -> PeriodicFeatures:
+        """Descriptors and Jacobians at positions (M, N, 3), Å.
+
+        Parameters
+        ----------
+        options
+            As in the parts' `evaluate`: cells and strain for periodic ones.
+        """
+        features = [part.evaluate(positions, **options) for part in self.parts]
+
+        def joined(name: str) -> Tensor:
+            return torch.cat([w * getattr(f, name) for w, f in zip(self.weights, features)], 1)
+
+        first, second = (torch.cat([getattr(f, name) for f in features]) for name in ("first", "second"))
+        strain_slopes = joined("strain_slopes") if options.get("strain") else None
+        return PeriodicFeatures(joined("x"), joined("slopes"), first, second, self.n_atoms, strain_slopes)
+
+    def permutations(self, group: PermutationGroup) -> np.ndarray:
+        """Action of a group on the descriptor: x(R[g]) = x(R)[..., result[g]], as (|S|, D)."""
+        starts = np.cumsum([0, *[part.size for part in self.parts]])
+        return np.concatenate([s + part.permutations(group) for s, part in zip(starts, self.parts)], axis=1)
+
+    def explain(self, entry: int, value: float) -> tuple[int, int, float]:
+        """What an entry of the descriptor means: its two atoms, and their distance in Å."""
+        for part, weight in zip(self.parts, self.weights):
+            if entry < part.size:
+                return part.explain(entry, value / weight)
+            entry -= part.size
+        raise IndexError(f"the descriptor has {self.size} entries, and so no entry {self.size + entry}")
+
+    def recipe(self) -> dict[str, object]:
+        """What a model file needs to make this descriptor again, besides the number of atoms."""
+        return {"name": self.name, "parts": [p.recipe() for p in self.parts], "weights": list(self.weights)}
