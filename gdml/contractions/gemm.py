@@ -113,7 +113,10 @@ class GemmContraction:
         return e, g.div_(self.kernel.natural_length)
 
     def smallest_distances(self, x: Tensor) -> Tensor:
-        """min |x - s y| over the group, (m, n), for x (m, D); in units of the kernel's natural length."""
+        """The smallest of the distances of x and s y over the group.
+
+        In units of the kernel's natural length; x is (m, D), the result (m, n).
+        """
         result = x.new_empty(len(x), len(self.y))
         step = max(1, TILE // (len(self.action) * len(self.y)))
         for part, into in zip(self._scaled(x).split(step), result.split(step)):
