@@ -3,9 +3,9 @@
 import warnings
 from pathlib import Path
 
-from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 
-from .errors import ExtrapolationWarning
+from .errors import ExtrapolationWarning, ModelMismatchError
 from .force_field import Excess, ForceField, load
 
 
@@ -34,7 +34,7 @@ class GDMLCalculator(Calculator):
     ExtrapolationWarning
     """
 
-    implemented_properties = ["energy", "free_energy", "forces"]
+    implemented_properties = ["energy", "free_energy", "forces", "stress"]
 
     def __init__(self, force_field: ForceField | str | Path, *, warn_outside: bool = True, **kwargs):
         super().__init__(**kwargs)
@@ -43,17 +43,34 @@ class GDMLCalculator(Calculator):
         self.n_outside = 0
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
-        """Fill `results` with energy and free_energy (eV) and forces (eV/Å)."""
+        """Fill `results` with energy and free_energy (eV), forces (eV/Å) and, of crystals, stress (eV/Å³)."""
         super().calculate(atoms, properties, system_changes)
         self.force_field.check_atoms(self.atoms.numbers)
         positions = self.atoms.positions
-        energy, forces, _ = self.force_field.predict(positions)
+        cell = self._cell()
+        wanted = "stress" in properties
+        if wanted and self.force_field.pbc != (True, True, True):
+            raise PropertyNotImplementedError("there is no stress where not all three directions are periodic")
+        energy, forces, stress = self.force_field.predict(positions, cell, stress=wanted)
         self.results = {"energy": energy, "free_energy": energy, "forces": forces}
-        excess = self.force_field.outside(positions)
+        if wanted:
+            self.results["stress"] = stress
+        excess = self.force_field.outside(positions, cell)
         if excess:
             self.n_outside += 1
             if self.warn_outside and self.n_outside == 1:
                 warnings.warn(_describe(excess, self.atoms), ExtrapolationWarning, stacklevel=2)
+
+    def _cell(self):
+        """The cell of the atoms, if the force field is periodic and they are in the same way."""
+        pbc = self.force_field.pbc
+        if pbc is None:
+            return None
+        if tuple(self.atoms.pbc) != pbc:
+            raise ModelMismatchError(
+                f"the force field is for pbc={list(pbc)}, the atoms have {self.atoms.pbc.tolist()}"
+            )
+        return self.atoms.cell.array
 
 
 def _describe(excess: list[Excess], atoms) -> str:

@@ -1,6 +1,7 @@
 """Checkpoints: what an unfinished training needs to go on, in a file that is always whole."""
 
 import json
+import math
 import time
 import warnings
 from pathlib import Path
@@ -31,6 +32,8 @@ class Journal:
     ----------
     length_scale : float or None
         As soon as it is chosen.
+    expected_error : float or None
+        That came with this choice, eV/Å.
     rank : int
         Of the preconditioner; 0 before conjugate gradients begin.
     spent : int
@@ -44,6 +47,7 @@ class Journal:
         self.path = None if path is None else check_writable(path, ".npz")
         self.problem = problem or {}
         self.length_scale: float | None = None
+        self.expected_error: float | None = None
         self.rank = self.spent = 0
         self.state: State | None = None
         self.errors: list[float] = []
@@ -83,15 +87,17 @@ class Journal:
             listed = ", ".join(f"{k} ({known.get(k)} there, {self.problem.get(k)} here)" for k in different)
             raise DataError(f"{self.path}: this checkpoint is of another training; it differs in {listed}")
         self.length_scale = float(archive["length_scale"])
+        error = float(archive["expected_error"])
+        self.expected_error = None if math.isnan(error) else error
         if "x" in archive:
             self.rank, self.spent = int(archive["rank"]), int(archive["spent"])
             vectors = [torch.tensor(archive[name]) for name in ("x", "r", "p", "rz")]
             self.state = State(*vectors, archive["residuals"].tolist(), bool(archive["fresh"]))
             self.errors = archive["errors"].tolist()
 
-    def note_length_scale(self, length_scale: float) -> None:
-        """Keep the length scale, which may have taken long to choose."""
-        self.length_scale = length_scale
+    def note_length_scale(self, length_scale: float, expected_error: float | None) -> None:
+        """Keep the length scale, which may have taken long to choose, and the error that it promises."""
+        self.length_scale, self.expected_error = length_scale, expected_error
         self._write_if_due({})
 
     def note(self, rank: int, spent: int, state: State, errors: list[float]) -> None:
@@ -104,7 +110,9 @@ class Journal:
     def _write_if_due(self, fields: dict) -> None:
         if self.path is None or time.monotonic() - self._last < INTERVAL:
             return
-        fields = {"format": FORMAT, "problem": json.dumps(self.problem), "length_scale": self.length_scale} | fields
+        error = math.nan if self.expected_error is None else self.expected_error
+        chosen = {"length_scale": self.length_scale, "expected_error": error}
+        fields = {"format": FORMAT, "problem": json.dumps(self.problem)} | chosen | fields
         try:
             write_archive(self.path, {name: np.asarray(value) for name, value in fields.items()})
         except OutputError as error:

@@ -25,7 +25,7 @@ from .metrics import Metrics, compare, evaluate
 from .npz import check_writable, read_archive
 from .preconditioners import FACTORS
 from .sgdml_models import is_sgdml_model
-from .solution import DEFAULT_NEIGHBOURS, DEFAULT_RTOL
+from .solution import DEFAULT_NEIGHBOURS
 from .training import fit
 
 
@@ -68,6 +68,7 @@ def train(options: argparse.Namespace) -> None:
     if validation is None and (options.plot or options.learning_curve):
         raise DataError("a picture of errors needs held-out geometries; give --n-train or --n-valid")
     settings = {
+        "reference": None if options.reference is None else read_structure(options.reference),
         "symmetry": options.symmetry,
         "kernel": options.kernel,
         "length_scale": options.length_scale,
@@ -294,6 +295,7 @@ def _add_train(commands, data) -> None:
     parser.add_argument("--length-scale", type=_auto_or_float, default="auto", metavar="L", help="1/Å, or auto")
     parser.add_argument("--noise", type=_auto_or_float, default="auto", metavar="X", help="1e-10 by default")
     parser.add_argument("--kernel", default="matern52", help="matern52 (default) or gaussian")
+    parser.add_argument("--reference", type=Path, metavar="FILE", help="of a crystal: its ideal structure")
     parser.add_argument("--symmetry", choices=("auto", "none"), default="auto", help="permutations of equal atoms")
     parser.add_argument("--use-energy", action="store_true", help="train on energies too")
     parser.add_argument("--solver", choices=("auto", "cholesky", "cg"), default="auto", help="closed form or CG")
@@ -301,7 +303,7 @@ def _add_train(commands, data) -> None:
     parser.add_argument("--rank", type=_auto_or_int, default="auto", metavar="K", help="of the preconditioner")
     help_text = "nearest geometries that the preconditioner sees with each (4)"
     parser.add_argument("--neighbours", type=_natural, default=DEFAULT_NEIGHBOURS, metavar="M", help=help_text)
-    parser.add_argument("--rtol", type=float, default=DEFAULT_RTOL, metavar="X", help="residual where CG ends (1e-3)")
+    parser.add_argument("--rtol", type=_auto_or_float, default="auto", metavar="X", help="residual where CG ends")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint of a killed training")
     parser.add_argument("--seed", type=_natural, default=0, help="of the draw of frames (0)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="parity plot of the held-out frames")

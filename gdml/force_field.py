@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from .contractions import GemmContraction
-from .descriptors import InverseDistances
+from .descriptors import InverseDistances, PairDescriptor, SideBySide, from_recipe
 from .errors import DataError, FormatError, ModelMismatchError
 from .geometry import pair_distances, pair_indices
 from .kernels import RadialKernel, kernel_by_name
@@ -34,8 +34,8 @@ class Prediction(NamedTuple):
     ----------
     energy : float or (M,) array, eV
     forces : (N, 3) or (M, N, 3) array, eV/Å
-    stress : None
-        For periodic systems only.
+    stress : (6,) or (M, 6) array, eV/Å³, or None
+        xx, yy, zz, yz, xz, xy in ASE's sign; of periodic systems, where asked for.
     """
 
     energy: float | np.ndarray
@@ -66,7 +66,7 @@ class ForceField:
     Parameters
     ----------
     numbers : (N,) int array
-    descriptor : InverseDistances
+    descriptor : InverseDistances, or a periodic one
         φ.
     group : PermutationGroup
         S.
@@ -86,7 +86,7 @@ class ForceField:
     """
 
     numbers: np.ndarray
-    descriptor: InverseDistances
+    descriptor: PairDescriptor | SideBySide
     group: PermutationGroup
     kernel: RadialKernel
     y: np.ndarray
@@ -122,12 +122,36 @@ class ForceField:
         contraction = GemmContraction(self.kernel, torch.tensor(self.y), self._action)
         return contraction.bind(None if self.c is None else torch.tensor(self.c), torch.tensor(self.w))
 
-    def predict(self, positions: ArrayLike) -> Prediction:
+    @property
+    def is_periodic(self) -> bool:
+        return self.pbc is not None
+
+    @property
+    def pbc(self) -> tuple[bool, bool, bool] | None:
+        """Directions in which the atoms repeat; None for a molecule."""
+        return getattr(self._part, "pbc", None)
+
+    @property
+    def cell(self) -> np.ndarray | None:
+        """The cell (3, 3) of the training geometries, Å; None for a molecule."""
+        return np.array(self._part.cell) if self.is_periodic else None
+
+    @property
+    def _part(self) -> PairDescriptor:
+        """The descriptor, or the first of several."""
+        return self.descriptor.parts[0] if isinstance(self.descriptor, SideBySide) else self.descriptor
+
+    def predict(self, positions: ArrayLike, cell: ArrayLike | None = None, stress: bool = False) -> Prediction:
         """Energy and forces of one geometry or of a batch.
 
         Parameters
         ----------
         positions : (N, 3) or (M, N, 3) array or tensor, Å
+        cell : (3, 3) or (M, 3, 3) array, Å, optional
+            Of a periodic system; by default that of the training geometries.
+        stress : bool
+            Whether stress is wanted, of a system that is periodic in three
+            directions.
 
         Returns
         -------
@@ -138,9 +162,11 @@ class ForceField:
         ------
         DataError
             If the shape does not fit, a position is not finite, or two atoms
-            coincide.
+            coincide; for a cell or stress where nothing is periodic.
         """
         given = _tensor(positions)
+        if (cell is not None and not self.is_periodic) or (stress and self.pbc != (True, True, True)):
+            raise DataError(f"this force field of {self.formula} is not periodic in the way a cell or stress needs")
         n_atoms = len(self.numbers)
         if given.ndim not in (2, 3) or given.shape[-2:] != (n_atoms, 3):
             raise DataError(
@@ -150,15 +176,29 @@ class ForceField:
         if not bool(given.isfinite().all()):
             raise DataError("positions contain NaN or infinite values")
         batch = given.reshape(-1, n_atoms, 3)
-        parts = [self._predict(part) for part in batch.split(MAX_FRAMES)]
-        energy, forces = (torch.cat(p) if len(parts) > 1 else p[0] for p in zip(*parts, strict=True))
+        cells = self._cells(cell, len(batch))
+        parts = [self._predict(*part, stress) for part in zip(batch.split(MAX_FRAMES), cells)]
+        energy, forces, pressure = (torch.cat(p) if len(parts) > 1 else p[0] for p in zip(*parts, strict=True))
         if not bool(energy.isfinite().all()):
             raise DataError(self._name_coincident(batch, int((~energy.isfinite()).nonzero()[0])))
+        shape = given.shape[:-2]
+        pressure = pressure.reshape(*shape, 6) if stress else None
         if isinstance(positions, Tensor):
-            return Prediction(energy.reshape(given.shape[:-2]), forces.view_as(given))
+            return Prediction(energy.reshape(shape), forces.view_as(given), pressure)
+        pressure = pressure.numpy() if stress else None
         if given.ndim == 2:
-            return Prediction(float(energy), forces[0].numpy())
-        return Prediction(energy.numpy(), forces.numpy())
+            return Prediction(float(energy), forces[0].numpy(), pressure)
+        return Prediction(energy.numpy(), forces.numpy(), pressure)
+
+    def _cells(self, cell: ArrayLike | None, n_frames: int) -> list[np.ndarray | None]:
+        """The cells of each part of a batch: one for all, or one for each geometry."""
+        n_parts = -(-n_frames // MAX_FRAMES)
+        if cell is None:
+            return [None] * n_parts
+        cell = np.asarray(cell, dtype=float)
+        if cell.ndim == 2:
+            return [cell] * n_parts
+        return [cell[start : start + MAX_FRAMES] for start in range(0, n_frames, MAX_FRAMES)]
 
     def _name_coincident(self, batch: Tensor, geometry: int) -> str:
         distances = pair_distances(batch[geometry : geometry + 1].numpy())[0]
@@ -166,10 +206,19 @@ class ForceField:
         atoms = " and ".join(f"{chemical_symbols[self.numbers[a]]}{a}" for a in (second, first))
         return f"geometry {geometry}: atoms {atoms} are {distances.min():.3g} Å apart, where no force is defined"
 
-    def _predict(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.descriptor.evaluate(positions)
+    def _predict(self, positions: Tensor, cells: np.ndarray | None, stress: bool) -> tuple[Tensor, Tensor, Tensor]:
+        features = self._features(positions, cells, stress)
         e, g = self._jets(features.x)
-        return e + self.offset, features.vjp(-g)
+        pressure = e.new_empty(len(e), 0)
+        if stress:
+            volumes = np.abs(np.linalg.det(self.cell if cells is None else cells))
+            pressure = features.strain_vjp(g) / torch.tensor(volumes).reshape(-1, 1)
+        return e + self.offset, features.vjp(-g), pressure
+
+    def _features(self, positions: Tensor, cells: ArrayLike | None = None, strain: bool = False):
+        if not self.is_periodic:
+            return self.descriptor.evaluate(positions)
+        return self.descriptor.evaluate(positions, cells=cells, strain=strain)
 
     @cached_property
     def _range(self) -> tuple[np.ndarray, np.ndarray]:
@@ -184,7 +233,7 @@ class ForceField:
         margin = np.maximum(0.5 * (high - low), 0.01 * np.abs(high + low))
         return low - margin, high + margin
 
-    def outside(self, positions: ArrayLike) -> list[Excess]:
+    def outside(self, positions: ArrayLike, cell: ArrayLike | None = None) -> list[Excess]:
         """Pairs of atoms that are far out of the range of the training data.
 
         The range of each pair, over all training geometries and symmetric
@@ -194,13 +243,14 @@ class ForceField:
         Parameters
         ----------
         positions : (N, 3) array, Å
+        cell : (3, 3) array, Å, optional
 
         Returns
         -------
         list of Excess
             Empty where all is well; worst first.
         """
-        x = self.descriptor.evaluate(_tensor(positions)[None]).x[0].numpy()
+        x = self._features(_tensor(positions)[None], cell).x[0].numpy()
         low, high = self._region
         excess = np.maximum(low - x, x - high)
         if excess.max() <= 0:
@@ -276,10 +326,10 @@ class ForceField:
         return {name: np.asarray(value) for name, value in fields.items()}
 
     def _sgdml_fields(self) -> dict[str, np.ndarray]:
-        if self.kernel.name != "matern52" or self.descriptor.power != 1.0:
+        if self.kernel.name != "matern52" or self.descriptor != InverseDistances(len(self.numbers)):
             raise ModelMismatchError(
                 "the sGDML package knows the Matérn-5/2 kernel and inverse distances with power 1 only, "
-                f"this force field has {self.kernel.name} and power {self.descriptor.power:g}"
+                f"this force field has {self.kernel.name} and {self.descriptor.recipe()}"
             )
         return to_sgdml(self.numbers, self.group, self.length_scale, self.y, self.c, self.w, self.offset, self.details)
 
@@ -328,11 +378,9 @@ def load(path: str | Path) -> ForceField:
 def _from_fields(archive: Archive) -> ForceField:
     recipe = json.loads(archive.text("recipe"))
     numbers = archive["numbers"]
-    if recipe["descriptor"]["name"] != InverseDistances.name:
-        raise FormatError(f"{archive.path}: unknown descriptor {recipe['descriptor']['name']!r}; update gdml")
     return ForceField(
         numbers=numbers,
-        descriptor=InverseDistances(len(numbers), recipe["descriptor"]["power"]),
+        descriptor=from_recipe(recipe["descriptor"], len(numbers)),
         group=PermutationGroup(archive["permutations"]),
         kernel=kernel_by_name(recipe["kernel"]["name"])(recipe["kernel"]["length_scale"]),
         y=archive["references"],

@@ -207,7 +207,7 @@ def _rivals(basis: np.ndarray) -> np.ndarray:
     return points[rivals]
 
 
-def internal_basis(positions: Tensor) -> Tensor:
+def internal_basis(positions: Tensor, rotations: bool = True) -> Tensor:
     """Orthonormal displacements that exclude translations and rotations.
 
     Whatever depends on interatomic distances alone has its Jacobian's rows in
@@ -216,20 +216,23 @@ def internal_basis(positions: Tensor) -> Tensor:
     Parameters
     ----------
     positions : (M, N, 3) tensor
+    rotations : bool
+        Whether rotations are rigid motions; those of atoms in a lattice are not.
 
     Returns
     -------
     (M, 3N, q) tensor
-        q = 3N - 6, or 3N - 5 as soon as one of the geometries is linear.
+        q = 3N - 6, or 3N - 5 as soon as one of the geometries is linear; 3N - 3
+        without rotations.
     """
     n_frames, n_atoms, _ = positions.shape
     centred = positions - positions.mean(1, keepdim=True)
-    motions = positions.new_zeros(n_frames, n_atoms, 3, 6)
+    motions = positions.new_zeros(n_frames, n_atoms, 3, 6 if rotations else 3)
     axes = torch.eye(3, dtype=positions.dtype, device=positions.device)
     motions[..., :3] = axes
-    for k in range(3):
+    for k in range(3) if rotations else ():
         motions[..., 3 + k] = torch.linalg.cross(axes[k].expand_as(centred), centred)
-    left, sizes, _ = torch.linalg.svd(motions.reshape(n_frames, 3 * n_atoms, 6), full_matrices=True)
+    left, sizes, _ = torch.linalg.svd(motions.flatten(1, 2), full_matrices=True)
     # A direction may stay that is a rigid motion, never the reverse: take the
     # smallest rank that occurs.
     rank = int((sizes > 1e-4 * sizes[:, :1]).sum(1).min())

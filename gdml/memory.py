@@ -47,13 +47,13 @@ def closed_form_bytes(n_frames: int, n_labels: int, size: int, order: int) -> in
     Returns
     -------
     int
-        8 [ (nL)² + 2 n D L + 3 n |S| L + 2 |S| D L + 2 b nL ]: the matrix, the
-        labels' duals, one column of blocks with its intermediates, and columns
-        of width b in the factorisation.
+        8 [ (nL)² + 2 n D L + n L² + 2 D² + 3 |S| (D + L) + 2 b nL ]: the matrix, the
+        labels' duals, a column of blocks, the intermediates of a pair of
+        geometries, and columns of width b in the factorisation.
     """
     matrix = (n_frames * n_labels) ** 2
     duals = 2 * n_frames * size * n_labels
-    column = 3 * n_frames * order * n_labels + 2 * order * size * n_labels
+    column = n_frames * n_labels**2 + 2 * size**2 + 3 * order * (size + n_labels)
     factorisation = 2 * min(BLOCK, n_frames * n_labels) * n_frames * n_labels
     return 8 * (matrix + duals + column + factorisation)
 

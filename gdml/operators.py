@@ -26,7 +26,7 @@ class Labels:
     """What a dataset says about the energy, in terms of dual jets.
 
     The slopes are taken along the 3N - 6 displacements of each geometry that
-    change interatomic distances. The forces along rigid motions say nothing
+    change interatomic distances; 3N - 3 in a lattice. The forces along rigid motions say nothing
     about a function of distances, and to leave them out makes the training
     matrix smaller by (1 - 2/N)² without changing the solution.
 
@@ -54,7 +54,7 @@ class Labels:
     def __init__(self, features: PairFeatures, dataset: Dataset, use_energy: bool = False):
         self.features = features
         positions, forces = (torch.tensor(a) for a in (dataset.positions, dataset.require_forces()))
-        self.basis = internal_basis(positions)
+        self.basis = internal_basis(positions, rotations=not any(dataset.pbc))
         slopes = -torch.einsum("mi,miq->mq", forces.flatten(1), self.basis)
         self.use_energy = use_energy
         self.offset = 0.0

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 Report = Callable[[int, int], None]
-IterationReport = Callable[[int, float, Sequence[float]], None]
+IterationReport = Callable[[int, float, float, Sequence[float]], None]
 
 
 @contextmanager
@@ -26,8 +26,8 @@ def progress_bar(description: str, enabled: bool) -> Iterator[Report | None]:
 
 
 @contextmanager
-def iteration_bar(rtol: float, enabled: bool) -> Iterator[IterationReport | None]:
-    """A callable(iteration, residual, errors) that shows how far an iteration is.
+def iteration_bar(enabled: bool) -> Iterator[IterationReport | None]:
+    """A callable(iteration, residual, goal, errors) that shows how far an iteration is.
 
     On a logarithmic scale of the residual, from which the remaining time follows;
     with the last of the errors on held-out forces, eV/Å, where there are any.
@@ -37,9 +37,9 @@ def iteration_bar(rtol: float, enabled: bool) -> Iterator[IterationReport | None
         return
     with tqdm(desc="conjugate gradients", total=100, delay=1.0, leave=False, dynamic_ncols=True, unit="%") as bar:
 
-        def report(iteration: int, residual: float, errors: Sequence[float]) -> None:
+        def report(iteration: int, residual: float, goal: float, errors: Sequence[float]) -> None:
             error = f", held-out force error {1e3 * errors[-1]:.4g} meV/Å" if errors else ""
             bar.set_postfix_str(f"iteration {iteration}, residual {residual:.1e}{error}", refresh=False)
-            bar.update(max(0, min(100, int(100 * math.log(residual) / math.log(rtol))) - bar.n))
+            bar.update(max(0, min(100, int(100 * math.log(residual) / math.log(goal))) - bar.n))
 
         yield report

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 from .dataset import Dataset
 from .errors import DataError, FitError
@@ -10,6 +11,13 @@ from .metrics import evaluate
 
 MIN_FRAMES = 5  # below this nothing can be held out
 GRID = (8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)  # length scales, in units of the spread
+
+
+class Chosen(NamedTuple):
+    """A length scale, and the root mean square error of forces (eV/Å) that it had on held-out geometries."""
+
+    length_scale: float
+    error: float
 
 
 def hold_out(dataset: Dataset, most: int = 200) -> tuple[Dataset, Dataset]:
@@ -43,7 +51,7 @@ def choose_length_scale(
     spread: float,
     *,
     progress: Callable[[int, int], None] | None = None,
-) -> float:
+) -> Chosen:
     """The length scale with the smallest force error (RMSE) on held-out geometries.
 
     Tries 8 to 512 times the spread of the descriptors in steps of two, then half
@@ -62,7 +70,7 @@ def choose_length_scale(
 
     Returns
     -------
-    float
+    Chosen
 
     Raises
     ------
@@ -90,4 +98,4 @@ def choose_length_scale(
             f"no length scale between {min(errors):.3g} and {max(errors):.3g} gave a positive definite "
             "matrix; raise the noise, or look for geometries that are nearly equal"
         )
-    return best
+    return Chosen(best, errors[best])

@@ -12,21 +12,23 @@ from numpy.typing import ArrayLike
 from .checkpoints import Journal
 from .checks import check_duplicates, check_group, check_labels, check_validation
 from .contractions import GemmContraction
+from .crystals import one_cell, reference_of
 from .dataset import Dataset, read
-from .descriptors import InverseDistances, PairFeatures
+from .descriptors import InverseDistances, PairDescriptor, PairFeatures, SideBySide, SmoothInverseDistances
 from .energies import compare_units, constant_of_energy
 from .errors import DataError, FitError, SymmetryError
 from .force_field import ForceField
 from .kernels import RadialKernel, kernel_by_name
 from .operators import Labels, TrainingOperator
 from .progress import progress_bar
-from .selection import GRID, choose_length_scale, hold_out
-from .solution import CLOSED_FORM, DEFAULT_NEIGHBOURS, DEFAULT_RTOL, ForceMonitor, Method, solve
-from .symmetry import PermutationGroup, molecular_group
+from .selection import GRID, Chosen, choose_length_scale, hold_out
+from .solution import CLOSED_FORM, DEFAULT_NEIGHBOURS, ForceMonitor, Method, solve
+from .symmetry import PermutationGroup, crystal_group, molecular_group
 
 DEFAULT_NOISE = 1e-10
 # Trainings that only judge a length scale use at most this many unknowns.
 MAX_SEARCH_UNKNOWNS = 6000
+MAX_SEARCH_OPERATIONS = 3e11  # of the kernel matrix
 # Energies are checked against forces on frames with this many atoms in all, and
 # not where there are fewer frames than can tell.
 MAX_CHECKED = 600
@@ -37,8 +39,9 @@ def fit(
     dataset: Dataset | str | Path | list[Atoms],
     *,
     validation: Dataset | None = None,
+    reference: Atoms | None = None,
     symmetry: str | PermutationGroup | ArrayLike = "auto",
-    descriptor: InverseDistances | None = None,
+    descriptor: PairDescriptor | SideBySide | None = None,
     kernel: str = "matern52",
     length_scale: float | str = "auto",
     noise: float | str = "auto",
@@ -47,7 +50,7 @@ def fit(
     preconditioner: str = "rpcholesky",
     rank: int | str = "auto",
     neighbours: int = DEFAULT_NEIGHBOURS,
-    rtol: float = DEFAULT_RTOL,
+    rtol: float | str = "auto",
     checkpoint: str | Path | None = None,
     resume: bool = False,
     progress: bool = False,
@@ -64,11 +67,16 @@ def fit(
     validation : Dataset, optional
         Other geometries on which the length scale is chosen; by default a
         fifth of the dataset is held out for that, and then trained on too.
+    reference : ase.Atoms, optional
+        Of a crystal, surface or wire: the ideal structure, with the atoms in the
+        order of the frames, from which the symmetry is found. By default the
+        symmetrised mean of the frames.
     symmetry : {"auto", "none"}, PermutationGroup or (|S|, N) int array
         Permutations of equal atoms. "auto" finds those that the molecule's
-        dynamics can reach (`gdml.symmetry.molecules`).
-    descriptor : InverseDistances, optional
-        By default r^-1 of all pairs.
+        dynamics can reach (`gdml.symmetry.molecules`), or those of the crystal's
+        space group (`gdml.symmetry.crystals`).
+    descriptor : PairDescriptor or SideBySide, optional
+        By default r^-1 of all pairs; for periodic systems see `gdml.descriptors`.
     kernel : {"matern52", "gaussian"}
     length_scale : float or "auto"
         In units of the descriptor (1/Å for the default). As ``sig`` in sGDML.
@@ -91,9 +99,11 @@ def fit(
     neighbours : int
         How many of the nearest geometries the preconditioner sees together with
         each one; for what its columns leave out.
-    rtol : float
-        For "cg": the norm of the residual over that of the labels. With a
-        `validation` set, CG also ends where the force error on it has settled.
+    rtol : float or "auto"
+        For "cg": the norm of the residual over that of the labels at which it
+        ends. By default a twentieth of the force error on other geometries: on the
+        `validation` set, looked at now and then, or as the choice of the length
+        scale found it; 3e-4 where neither is there.
     checkpoint : path, optional
         A file (.npz) that keeps, every half a minute, what is needed to go on; to
         be deleted when the force field is saved.
@@ -130,19 +140,26 @@ def fit(
     check_labels(dataset, use_energy)
     if validation is not None:
         check_validation(dataset, validation)
-    plan = _plan(dataset, symmetry, descriptor, kernel, noise, use_energy)
+    plan = _plan(dataset, reference, symmetry, descriptor, kernel, noise, use_energy)
     x = _features(plan, dataset).x.numpy()
     check_duplicates(dataset, x, plan.descriptor.permutations(plan.group))
     method = Method(solver, preconditioner, rank, neighbours, rtol)
-    n_labels = 3 * dataset.n_atoms - 5 + use_energy  # of a linear molecule; others have one less
+    # Of a linear molecule; others have one less.
+    n_labels = 3 * dataset.n_atoms - (3 if any(dataset.pbc) else 5) + use_energy
     method.check(len(dataset), n_labels, plan.descriptor.size, plan.group.order)
     journal = Journal.open(checkpoint, _problem(plan, method, dataset, validation, length_scale), resume)
     check_energies(dataset, plan)
-    if length_scale == "auto":
-        length_scale = journal.length_scale or _search(plan, dataset, validation, progress)
-    length_scale = _number("length_scale", length_scale)
-    journal.note_length_scale(length_scale)
-    return _train(plan, dataset, length_scale, progress, method, validation, journal)
+    if length_scale != "auto":
+        chosen = Chosen(_number("length_scale", length_scale), None)
+    elif journal.length_scale:
+        chosen = Chosen(journal.length_scale, journal.expected_error)
+    else:
+        chosen = _search(plan, dataset, validation, progress)
+    journal.note_length_scale(*chosen)
+    monitor = ForceMonitor(expected=chosen.error)
+    if validation is not None:
+        monitor = ForceMonitor(_features(plan, validation), torch.tensor(validation.forces))
+    return _train(plan, dataset, chosen.length_scale, progress, method, monitor, journal)
 
 
 def _problem(plan, method, dataset, validation, length_scale) -> dict[str, str]:
@@ -166,24 +183,19 @@ class _Plan:
     """All that is decided before the length scale."""
 
     group: PermutationGroup
-    descriptor: InverseDistances
+    descriptor: PairDescriptor | SideBySide
     kernel: type[RadialKernel]
     noise: float
     use_energy: bool
 
 
-def _plan(dataset, symmetry, descriptor, kernel, noise, use_energy) -> _Plan:
-    if any(dataset.pbc):
-        raise DataError(
-            "the geometries are periodic (pbc), and only molecules can be trained so far; if these are molecules in a "
-            "box, make them whole and set pbc to False"
-        )
+def _plan(dataset, reference, symmetry, descriptor, kernel, noise, use_energy) -> _Plan:
     noise = DEFAULT_NOISE if noise == "auto" else _number("noise", noise)
     if not 0 <= noise < np.inf:
         raise FitError(f"the noise must not be negative or infinite, but it is {noise}")
     return _Plan(
-        group=_group(dataset, symmetry),
-        descriptor=descriptor or InverseDistances(dataset.n_atoms),
+        group=_group(dataset, symmetry, reference),
+        descriptor=descriptor or _descriptor(dataset),
         kernel=kernel_by_name(kernel),
         noise=noise,
         use_energy=use_energy,
@@ -197,8 +209,18 @@ def _number(name: str, value: float | str) -> float:
         raise FitError(f"{name} must be a number or 'auto', not {value!r}") from error
 
 
-def _group(dataset: Dataset, symmetry: str | PermutationGroup | ArrayLike) -> PermutationGroup:
+def _descriptor(dataset: Dataset) -> PairDescriptor:
+    if any(dataset.pbc):
+        return SmoothInverseDistances(dataset.n_atoms, one_cell(dataset), dataset.pbc)
+    return InverseDistances(dataset.n_atoms)
+
+
+def _group(dataset: Dataset, symmetry: str | PermutationGroup | ArrayLike, reference: Atoms | None) -> PermutationGroup:
+    if reference is not None and not any(dataset.pbc):
+        raise DataError("a reference is for periodic geometries, and these have pbc False; leave it out, or set pbc")
     if isinstance(symmetry, str):
+        if symmetry == "auto" and any(dataset.pbc):
+            return crystal_group(reference_of(dataset, reference))
         if symmetry == "auto":
             return molecular_group(dataset)
         if symmetry == "none":
@@ -213,18 +235,27 @@ def _features(plan: _Plan, dataset: Dataset) -> PairFeatures:
     return plan.descriptor.evaluate(torch.tensor(dataset.positions))
 
 
-def _search(plan: _Plan, dataset: Dataset, validation: Dataset | None, progress: bool) -> float:
+def _search(plan: _Plan, dataset: Dataset, validation: Dataset | None, progress: bool) -> Chosen:
+    """The length scale, and the error to expect with all of the dataset: errors fall like 1/n at best."""
     training = dataset
     if validation is None:
         training, validation = hold_out(dataset)
-    most = max(2, MAX_SEARCH_UNKNOWNS // (3 * dataset.n_atoms))
+    most = _most_searched(plan)
     if len(training) > most:
         training = training[training.sample(most)]
     spread = float(_features(plan, training).x.std(0).norm())
     with progress_bar("length scale", progress) as bar:
-        return choose_length_scale(
+        best = choose_length_scale(
             lambda scale: _train(plan, training, scale, judged_by_forces=True), validation, spread, progress=bar
         )
+    return best._replace(error=best.error * len(training) / len(dataset))
+
+
+def _most_searched(plan: _Plan) -> int:
+    """Geometries that a length scale is judged with: so many that one training takes about a second."""
+    n_labels = 3 * plan.group.n_atoms
+    pair = 2 * n_labels * (2 * plan.group.order * plan.descriptor.size + plan.descriptor.size**2)
+    return int(max(2, min(MAX_SEARCH_UNKNOWNS / n_labels, (2 * MAX_SEARCH_OPERATIONS / pair) ** 0.5)))
 
 
 def _train(
@@ -233,7 +264,7 @@ def _train(
     length_scale: float,
     progress: bool = False,
     method: Method = CLOSED_FORM,
-    validation: Dataset | None = None,
+    monitor: ForceMonitor | None = None,
     journal: Journal | None = None,
     *,
     judged_by_forces: bool = False,
@@ -244,10 +275,7 @@ def _train(
     kernel = plan.kernel(length_scale)
     contraction = GemmContraction(kernel, features.x, plan.descriptor.permutations(plan.group))
     operator = TrainingOperator(contraction, labels, plan.noise)
-    monitor = ForceMonitor()
-    if validation is not None:
-        monitor = ForceMonitor(_features(plan, validation), torch.tensor(validation.forces))
-    solution, account = solve(operator, method, monitor, progress, journal or Journal())
+    solution, account = solve(operator, method, monitor or ForceMonitor(), progress, journal or Journal())
     c, w = labels.spread(solution.view_as(labels.values))
     offset = labels.offset
     if dataset.energy is not None and not plan.use_energy and not judged_by_forces:

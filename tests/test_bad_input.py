@@ -156,11 +156,6 @@ def test_validation_set(frames, molecules):
         gdml.fit(frames[:10], validation=labelled)
 
 
-def test_periodic_geometries(frames):
-    with pytest.raises(DataError, match="periodic"):
-        gdml.fit(gdml.Dataset(POSITIONS, [1, 1], forces=FORCES + 0.1, cell=5 * np.eye(3), pbc=True))
-
-
 @pytest.mark.parametrize(
     "settings, error, message",
     [

@@ -1,11 +1,15 @@
 """Which solver is chosen, and that training by CG is training."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
 import gdml
 from gdml import cost, memory
 from gdml.errors import FitError, MemoryBudgetError
+from gdml.solution import ForceMonitor
 
 
 @pytest.mark.parametrize("preconditioner", ["rpcholesky", "cholesky", "leverage", "uniform", "svd"])
@@ -29,15 +33,32 @@ def test_default_tolerance_is_good_enough(frames):
     assert found == pytest.approx(exact, rel=0.01)
 
 
-def test_ends_where_the_held_out_error_has_settled(frames):
+def test_ends_where_more_iterations_would_not_help_the_held_out_error(frames):
     training, validation, rest = frames[:100], frames[100:140], frames[140:]
-    settings = {"length_scale": 20.0, "solver": "cg", "rtol": 1e-7, "rank": 400}
-    patient = gdml.fit(training, **settings)
-    settled = gdml.fit(training, **settings, validation=validation)
+    settings = {"length_scale": 20.0, "solver": "cg", "rank": 400, "validation": validation}
+    patient = gdml.fit(training, **settings, rtol=1e-7)
+    settled = gdml.fit(training, **settings)
     assert settled.details["solver"]["iterations"] < patient.details["solver"]["iterations"]
-    assert settled.details["solver"]["iterations"] % 10 == 0
     found, exact = (gdml.evaluate(f, rest).forces_mae for f in (settled, patient))
     assert found == pytest.approx(exact, rel=0.01)
+
+
+def test_ends_by_the_error_that_the_choice_of_the_length_scale_found(frames):
+    chosen = gdml.fit(frames[:100], solver="cg", rank=200)
+    exact = gdml.fit(frames[:100], solver="cholesky", length_scale=chosen.kernel.length_scale)
+    assert 1e-6 < chosen.details["solver"]["residual"] < 0.05
+    found, best = (gdml.evaluate(f, frames[100:]).forces_mae for f in (chosen, exact))
+    assert found == pytest.approx(best, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("expected", "errors", "goal"), [(0.02, [], 0.001), (0.02, [9.0, 0.04], 0.002), (None, [], 3e-4), (1e9, [], 0.1)]
+)
+def test_goal_of_the_residual(expected, errors, goal):
+    labels = SimpleNamespace(basis=torch.ones(5, 6, 3), values=torch.ones(5, 3) * 2**0.5)  # |y|² = 30
+    monitor = ForceMonitor(expected=expected)
+    monitor.errors = errors
+    assert monitor.goal(labels) == pytest.approx(goal)
 
 
 def test_small_problems_are_solved_in_closed_form(frames):

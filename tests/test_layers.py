@@ -38,7 +38,7 @@ LAYERS = [
         "cost",
         "checkpoints",
     ],
-    ["sgdml_models", "force_field", "metrics", "selection", "energies", "checks", "solution", "training"],
+    ["sgdml_models", "force_field", "metrics", "selection", "energies", "checks", "crystals", "solution", "training"],
     ["calculator", "dynamics.classical", "dynamics"],
     ["plots", "cli", "__main__"],
 ]
