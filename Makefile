@@ -33,7 +33,9 @@ benchmarks: setup
 	$(BIN)/python benchmarks/symmetry_choice.py
 	$(BIN)/python benchmarks/dynamics.py
 	$(BIN)/python benchmarks/cg.py
+	$(BIN)/python benchmarks/crystals.py
 	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/figures.py
 
 clean:
 	rm -rf $(VENV) demo docs/_build

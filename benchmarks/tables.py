@@ -87,14 +87,119 @@ def cg_training(result: dict) -> list[list[str]]:
 
 
 def cg_iterations(result: dict) -> list[list[str]]:
-    kinds = ["rpcholesky", "cholesky", "leverage", "uniform"]
-    rows = [["Molecule", "n", "k", "", *kinds, "svd"]]
-    for name, case in result["iterations"].items():
-        ours = [str(case["iterations"][kind] or "> 4000") for kind in kinds]
-        theirs = [str(case["published"].get(kind, "")) for kind in [*kinds, "svd"]]
-        rows.append([name, str(case["n_train"]), str(case["rank"]), "here", *ours, "not measured"])
-        rows.append(["", "", "", "published", *theirs])
+    names = list(result["iterations"])
+    rows = [["Preconditioner", *names]]
+    sizes = [f"n = {c['n_train']}, N = {c['unknowns']}, k = {c['rank']}" for c in result["iterations"].values()]
+    rows.append(["", *sizes])
+    variants = [(v["factor"], v["neighbours"]) for v in result["iterations"][names[0]]["counts"]]
+    for factor, neighbours in variants:
+        rest = "μ" if neighbours is None else f"{neighbours} neighbours"
+        found = [_count(c["counts"], factor, neighbours) for c in result["iterations"].values()]
+        rows.append([f"{factor}, {rest}", *found])
+    for factor in ("svd", "cholesky", "leverage", "uniform"):
+        published = [str(c["published"].get(factor, "")) for c in result["iterations"].values()]
+        rows.append([f"published: {factor}", *published])
     return rows
+
+
+def _count(counts: list[dict], factor: str, neighbours: int | None) -> str:
+    (found,) = (c["iterations"] for c in counts if (c["factor"], c["neighbours"]) == (factor, neighbours))
+    return "> 4000" if found is None else str(found)
+
+
+def cg_tolerance(result: dict) -> list[list[str]]:
+    first = next(iter(result["tolerance"].values()))
+    rows = [["Molecule", "n", "Force MAE (meV/Å)", *(str(run["rtol"]) for run in first["runs"][:-1])]]
+    for name, case in result["tolerance"].items():
+        *runs, exact = case["runs"]
+        best = exact["force_mae_meV_per_A"]
+        more = [f"{100 * (run['force_mae_meV_per_A'] / best - 1):+.2f} % ({run['iterations']})" for run in runs]
+        rows.append([name, str(case["n_train"]), f"{best:.2f}", *more])
+    return rows
+
+
+def cg_scaling(result: dict) -> list[list[str]]:
+    rows = [["Molecule", "n", "CG", "Closed form", "sGDML"]]
+    for name, runs in result["scaling"].items():
+        for run in runs:
+            cells = [_time_and_memory(run.get(kind)) for kind in ("cg", "cholesky", "sgdml")]
+            rows.append([name, str(run["n_train"]), *cells])
+    return rows
+
+
+def _time_and_memory(run: dict | None) -> str:
+    if run is None:
+        return "not tried"
+    if "refused" in run:
+        return "refused: too large for the memory"
+    if "failed" in run:
+        return f"failed ({run['failed']})"
+    return f"{run['seconds']:.1f} s, {run['peak_GB']:.2f} GB"
+
+
+def crystals_accuracy(result: dict) -> list[list[str]]:
+    rows = [
+        ["Crystal", "n", "Force MAE (meV/Å)", "BIGDML's descriptor", "Energy MAE (meV/atom)", "BIGDML's descriptor"]
+    ]
+    for name, case in result["accuracy"].items():
+        for run in case["runs"]:
+            cells = [f"{run[kind]['force_mae_meV_per_A']:.3g}" for kind in ("default", "bigdml")]
+            cells += [f"{run[kind]['energy_mae_meV_per_atom']:.2g}" for kind in ("default", "bigdml")]
+            rows.append([f"{name} (order {case['symmetry_order']})", str(run["n_train"]), *cells])
+    return rows
+
+
+def crystals_time(result: dict) -> list[list[str]]:
+    case = result["time"]
+    faster = case["written_out_single_ms"] / case["single_ms"]
+    batch = case["written_out_batch_ms"] / case["batch_ms"]
+    rows = [["KCl, 64 atoms, order 1536, 26 training geometries", "Time", "Sums written out", "Faster"]]
+    rows.append(["training, with the choice of the length scale", f"{case['train_s']:.0f} s", "", ""])
+    rows.append(
+        ["one prediction", f"{case['single_ms']:.1f} ms", f"{case['written_out_single_ms']:.0f} ms", _times(faster)]
+    )
+    rows.append(
+        ["in a batch, each", f"{case['batch_ms']:.1f} ms", f"{case['written_out_batch_ms']:.0f} ms", _times(batch)]
+    )
+    rows.append(["a force call of ASE", f"{case['ase_call_ms']:.1f} ms", "", ""])
+    return rows
+
+
+def crystals_memory(result: dict) -> list[list[str]]:
+    case = result["memory"]
+    head = ["Crystal", "n", "Unknowns", "Order", "Training", "Memory", "Solver", "Iterations", "One prediction"]
+    solver = case["solver"]
+    row = [
+        "Al, 125 atoms",
+        case["n_train"],
+        case["unknowns"],
+        case["symmetry_order"],
+        f"{case['train_s'] / 60:.0f} min",
+    ]
+    row += [f"{case['peak_GB']:.1f} GB", solver["name"], solver.get("iterations", ""), f"{case['single_ms']:.0f} ms"]
+    return [head, [str(cell) for cell in row]]
+
+
+def crystals_dynamics(result: dict) -> list[list[str]]:
+    rows = [["Run", "Temperature (K)", "Drift of the energy (meV/atom/ps)", "Displacement² (Å²)", "First peak of g(r)"]]
+    for name, case in result["dynamics"].items():
+        for kind in ("nve", "langevin"):
+            run, structure = case[kind], case["structure"] if kind == "langevin" else None
+            drift = "(thermostat)" if structure else f"{1e3 * run['energy_drift']:.1e}"
+            rows.append([f"{name}, {kind}", f"{run['temperature_K']:.0f}", drift, *_structure(structure)])
+        rows.append([f"{name}, reference frames", "", "", *_structure(case["structure_of_reference_frames"])])
+        if "npt" in case:
+            npt = case["npt"]
+            pressure = f"{npt['pressure_GPa']:.3f} ± {npt['pressure_std_GPa']:.2f} GPa"
+            rows.append([f"{name}, constant pressure 0: {pressure}", f"{npt['temperature_K']:.0f}", "", "", ""])
+    return rows
+
+
+def _structure(structure: dict | None) -> list[str]:
+    if structure is None:
+        return ["", ""]
+    peak = f"{structure['first_peak_height']:.1f} at {structure['first_peak_at_A']:.2f} Å"
+    return [f"{structure['mean_square_displacement_A2']:.4f}", peak]
 
 
 def _times(factor: float) -> str:
@@ -108,6 +213,12 @@ TABLES = {
     "dynamics": (dynamics, "dynamics"),
     "cg_training": (cg_training, "cg"),
     "cg_iterations": (cg_iterations, "cg"),
+    "cg_tolerance": (cg_tolerance, "cg"),
+    "cg_scaling": (cg_scaling, "cg"),
+    "crystals_accuracy": (crystals_accuracy, "crystals"),
+    "crystals_time": (crystals_time, "crystals"),
+    "crystals_memory": (crystals_memory, "crystals"),
+    "crystals_dynamics": (crystals_dynamics, "crystals"),
 }
 
 

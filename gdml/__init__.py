@@ -1,4 +1,4 @@
-"""Kernel force fields for molecules from ten to a few thousand reference geometries.
+"""Kernel force fields for molecules and crystals from ten to a few thousand reference geometries.
 
 >>> import gdml
 >>> dataset = gdml.read("ethanol.extxyz")          # doctest: +SKIP
@@ -24,14 +24,18 @@ _HOME = {
     "GDMLWarning": "errors",
     "InverseDistances": "descriptors",
     "Metrics": "metrics",
+    "PeriodicInverseDistances": "descriptors",
     "PermutationGroup": "symmetry",
     "Prediction": "force_field",
+    "SideBySide": "descriptors",
+    "SmoothInverseDistances": "descriptors",
     "crystal_group": "symmetry",
     "direct_product": "symmetry",
     "evaluate": "metrics",
     "fit": "training",
     "load": "force_field",
     "molecular_group": "symmetry",
+    "phonons": "lattice_dynamics",
     "read": "dataset",
     "symmetrised_reference": "symmetry",
 }

@@ -51,11 +51,10 @@ class GDMLCalculator(Calculator):
         wanted = "stress" in properties
         if wanted and self.force_field.pbc != (True, True, True):
             raise PropertyNotImplementedError("there is no stress where not all three directions are periodic")
-        energy, forces, stress = self.force_field.predict(positions, cell, stress=wanted)
+        (energy, forces, stress), excess = self.force_field.judged(positions, cell, stress=wanted)
         self.results = {"energy": energy, "free_energy": energy, "forces": forces}
         if wanted:
             self.results["stress"] = stress
-        excess = self.force_field.outside(positions, cell)
         if excess:
             self.n_outside += 1
             if self.warn_outside and self.n_outside == 1:

@@ -4,7 +4,7 @@ import numpy as np
 
 from .dataset import Dataset
 from .errors import DataError, SymmetryError, name_frames
-from .symmetry import PermutationGroup
+from .symmetry import Action, PermutationGroup
 
 
 def check_labels(dataset: Dataset, use_energy: bool) -> None:
@@ -43,7 +43,7 @@ def check_group(dataset: Dataset, group: PermutationGroup) -> None:
         )
 
 
-def check_duplicates(dataset: Dataset, x: np.ndarray, action: np.ndarray) -> None:
+def check_duplicates(dataset: Dataset, x: np.ndarray, action: Action) -> None:
     """Raise if two geometries are the same up to the group, by their descriptors x (M, D)."""
     pairs = _duplicates(x, action)
     if pairs:
@@ -54,17 +54,21 @@ def check_duplicates(dataset: Dataset, x: np.ndarray, action: np.ndarray) -> Non
         )
 
 
-def _duplicates(x: np.ndarray, action: np.ndarray, tolerance: float = 1e-6) -> list[tuple[int, int]]:
+def _duplicates(x: np.ndarray, action: Action, tolerance: float = 1e-6) -> list[tuple[int, int]]:
     """Pairs of rows that are equal up to the group.
 
     They have equal values of an invariant function, and are neighbours when
     sorted by it.
     """
     direction = np.random.default_rng(0).normal(size=x.shape[1])
-    images = np.stack([x[:, row] @ direction for row in action], 1)
+    # Rather than x, its coefficients are permuted by the cosets: a product for each translation.
+    directions = direction[np.argsort(action.cosets, axis=1)].T
+    images = np.concatenate([x[:, row] @ directions for row in action.translations], 1)
     invariant = (images**2).sum(1)
-    slope = 2 * np.abs(images).max() * np.abs(direction).sum() * len(action)
+    slope = 2 * np.abs(images).max() * np.abs(direction).sum() * action.order
     order = np.argsort(invariant)
     near = np.flatnonzero(np.diff(invariant[order]) < tolerance * slope)
     pairs = [sorted((int(order[k]), int(order[k + 1]))) for k in near]
-    return [(i, j) for i, j in pairs if np.abs(x[j][action] - x[i]).max(1).min() < tolerance]
+    return [
+        (i, j) for i, j in pairs if min(np.abs(x[j][rows] - x[i]).max(1).min() for rows in action.parts()) < tolerance
+    ]

@@ -21,11 +21,10 @@ from .dataset import Dataset, read, read_structure
 from .dynamics import run_md
 from .errors import INTERRUPTED, DataError, FormatError, GDMLError, GDMLWarning, OutputError
 from .force_field import ForceField, load
-from .metrics import Metrics, compare, evaluate
+from .metrics import Metrics, compare, evaluate, predict
 from .npz import check_writable, read_archive
 from .preconditioners import FACTORS
 from .sgdml_models import is_sgdml_model
-from .solution import DEFAULT_NEIGHBOURS
 from .training import fit
 
 
@@ -79,6 +78,7 @@ def train(options: argparse.Namespace) -> None:
         "rank": options.rank,
         "neighbours": options.neighbours,
         "rtol": options.rtol,
+        "use_stress": options.use_stress,
         "progress": not options.quiet,
     }
     start = time.perf_counter()
@@ -89,7 +89,7 @@ def train(options: argparse.Namespace) -> None:
     checkpoint.unlink(missing_ok=True)
     print(f"{options.output}: {_describe(force_field)}; trained in {seconds:.1f} s{_account(force_field)}")
     if validation is not None:
-        prediction = force_field.predict(validation.positions)
+        prediction = predict(force_field, validation)
         print(f"validation: {compare(prediction, validation, force_field.energies_are_relative)}")
         if options.plot:
             plots.plot_parity(prediction, validation, options.plot, relative=force_field.energies_are_relative)
@@ -135,7 +135,7 @@ def test(options: argparse.Namespace) -> None:
     force_field = load(options.model)
     dataset = _read(options.data, options)
     force_field.check_atoms(dataset.numbers)
-    prediction = force_field.predict(dataset.positions)
+    prediction = predict(force_field, dataset)
     metrics = compare(prediction, dataset, force_field.energies_are_relative)
     print(json.dumps(metrics.to_dict()) if options.json else metrics)
     if options.plot:
@@ -216,8 +216,8 @@ def demo(options: argparse.Namespace) -> None:
 
 def _describe(force_field: ForceField) -> str:
     return (
-        f"{force_field.formula}, {len(force_field.y)} training geometries, symmetry of order "
-        f"{force_field.group.order}, {force_field.kernel.name} with length scale {force_field.length_scale:.4g}"
+        f"{force_field.formula}, {len(force_field.y)} training geometries, symmetry "
+        f"{force_field.group.summary}, {force_field.kernel.name} with length scale {force_field.length_scale:.4g}"
     )
 
 
@@ -298,11 +298,12 @@ def _add_train(commands, data) -> None:
     parser.add_argument("--reference", type=Path, metavar="FILE", help="of a crystal: its ideal structure")
     parser.add_argument("--symmetry", choices=("auto", "none"), default="auto", help="permutations of equal atoms")
     parser.add_argument("--use-energy", action="store_true", help="train on energies too")
+    parser.add_argument("--use-stress", action="store_true", help="of crystals: train on stress too")
     parser.add_argument("--solver", choices=("auto", "cholesky", "cg"), default="auto", help="closed form or CG")
     parser.add_argument("--preconditioner", choices=(*FACTORS, "none"), default="rpcholesky", help="of CG")
     parser.add_argument("--rank", type=_auto_or_int, default="auto", metavar="K", help="of the preconditioner")
     help_text = "nearest geometries that the preconditioner sees with each (4)"
-    parser.add_argument("--neighbours", type=_natural, default=DEFAULT_NEIGHBOURS, metavar="M", help=help_text)
+    parser.add_argument("--neighbours", type=_auto_or_int, default="auto", metavar="M", help=help_text)
     parser.add_argument("--rtol", type=_auto_or_float, default="auto", metavar="X", help="residual where CG ends")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint of a killed training")
     parser.add_argument("--seed", type=_natural, default=0, help="of the draw of frames (0)")

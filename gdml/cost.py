@@ -13,23 +13,32 @@ from .memory import check_closed_form, closed_form_bytes
 OPERATIONS_PER_BYTE = 5
 REJECTED = 1.15  # candidates for each column that is kept
 # How much slower operations go than in a large matrix product: those of a contraction,
-# of kernel columns, and of many small matrices. Measured.
+# of kernel columns, and of many small matrices; and that of Fourier sums. Measured.
 CONTRACTION, COLUMNS, SMALL = 2.2, 8.0, 4.0
+FOURIER = 5.0
 # The largest rank to start with, as a fraction of the unknowns.
 MOST = 5
+# Unknowns for each of the columns that show how fast the matrix is described.
+PROBE = 48
 # Iterations at one rank, in units of those that the next preconditioner costs.
 PATIENCE = 3
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The sizes that decide: geometries n, labels of each L, descriptor entries D, order |S|; m neighbours."""
+    """The sizes that decide.
+
+    Geometries n, labels of each L, descriptor entries D, order |S|; m neighbours
+    of the preconditioner; translations |T| that the contraction sums over in
+    Fourier space.
+    """
 
     n_frames: int
     n_labels: int
     size: int
     order: int
     neighbours: int = 4
+    n_translations: int = 1
 
     @property
     def n_unknowns(self) -> int:
@@ -37,7 +46,7 @@ class Problem:
 
     @property
     def closed_form_bytes(self) -> int:
-        return closed_form_bytes(self.n_frames, self.n_labels, self.size, self.order)
+        return closed_form_bytes(self.n_frames, self.n_labels, self.size, self.order, self.n_translations)
 
     def fits_closed_form(self) -> bool:
         """Whether the closed form fits into the memory there is."""
@@ -45,19 +54,43 @@ class Problem:
 
     @property
     def is_small(self) -> bool:
-        """Whether the closed form takes less than about a second, and comparing is not worth the time."""
-        return self.closed_form_operations < 1e11
+        """Whether the closed form takes less than about a second, or than finding out would."""
+        single = 10 * self.pair_operations if self.n_translations > 1 else 2 * self.pair_operations
+        probe = self.n_frames * (single + self.n_unknowns / PROBE * self.column_operations)
+        return self.closed_form_operations < max(1e11, 5 * probe)
 
     @property
     def closed_form_operations(self) -> float:
-        """N³/3 + n² L (|S| D + D² + D L), at the rates of these parts."""
-        n, labels, size, order = self.n_frames, self.n_labels, self.size, self.order
-        assembly = n**2 * labels * (2 * order * size + size**2 + size * labels)
-        return self.n_unknowns**3 / 3 / 0.75 + 2 * assembly
+        """N³/3, and half of the n² pairs of geometries, at the rates of these parts."""
+        n = self.n_frames
+        return self.n_unknowns**3 / 3 / 0.75 + 2 * n**2 * self.pair_operations
+
+    @property
+    def pair_operations(self) -> float:
+        """Half of those for a block of the matrix: L (2 |S| D + D² + D L), or L columns by Fourier sums."""
+        labels, size, order = self.n_labels, self.size, self.order
+        if self.n_translations > 1:
+            return labels * (self._fourier + FOURIER * size * labels) / 2
+        return labels * (2 * order * size + size**2 + size * labels)
+
+    @property
+    def column_operations(self) -> float:
+        """A column of a block."""
+        if self.n_translations > 1:
+            return 2 * self._fourier + FOURIER * 2 * self.size * self.n_labels
+        return COLUMNS * 2 * self.size * (2 * self.order + self.n_labels)
+
+    @property
+    def _fourier(self) -> float:
+        """Of one query and one reference, |S| (20 D / |T| + 10 |T|)."""
+        count = self.n_translations
+        return FOURIER * self.order * (20 * self.size / count + 10 * count)
 
     def cg_bytes(self, rank: int) -> int:
         """8 [ N k + 2 k² + 2 n D L + 3 N r + N L (m + 1) ]: factor, inner matrix, duals, r = 64 columns, neighbours."""
         duals = 2 * self.n_frames * self.size * self.n_labels
+        if self.n_translations > 1:
+            duals = min(duals, memory.FOURIER) + memory.FOURIER
         near = self.n_unknowns * self.n_labels * (self.neighbours + 1)
         return int(8 * (self.n_unknowns * rank + 2 * rank**2 + duals + 192 * self.n_unknowns + near))
 
@@ -67,16 +100,16 @@ class Problem:
 
     def build_operations(self, rank: int) -> float:
         """Of a preconditioner: columns, 3.5 N k², and the rest by neighbours, n [(m + 1) L]² k."""
-        n, labels, size, order = self.n_frames, self.n_labels, self.size, self.order
-        columns = COLUMNS * REJECTED * rank * 2 * n * size * (2 * order + labels)
+        n, labels = self.n_frames, self.n_labels
+        columns = REJECTED * rank * n * self.column_operations
         members = self.neighbours + 1
-        pairs = n * members**2 * labels * (2 * order * size + size**2)
-        near = n * (members * labels) ** 2 * rank + pairs
+        near = n * (members * labels) ** 2 * rank + n * members**2 * self.pair_operations
         return columns + 3.5 * self.n_unknowns * rank**2 + SMALL * near
 
     def iteration_operations(self, rank: int) -> float:
         """Of an iteration: a product, 8 n² |S| D, two passes over the factor and two over the neighbours."""
-        product = CONTRACTION * 8 * self.n_frames**2 * self.order * self.size
+        pair = self._fourier if self.n_translations > 1 else CONTRACTION * 8 * self.order * self.size
+        product = self.n_frames**2 * pair
         near = self.n_labels * (self.neighbours + 1)
         return product + OPERATIONS_PER_BYTE * 2 * 8 * self.n_unknowns * (rank + 2 * near)
 
@@ -143,7 +176,7 @@ def choose(problem: Problem, decay: tuple[int, float, float], noise: float, solv
     rank = best if rank is None else min(rank, problem.n_unknowns)
     budget, closed = memory.available_memory(), problem.closed_form_operations
     if problem.cg_bytes(rank) > budget:
-        check_closed_form(problem.n_frames, problem.n_labels, problem.size, problem.order)
+        check_closed_form(problem.n_frames, problem.n_labels, problem.size, problem.order, problem.n_translations)
     if solver == "cg":
         return Choice("cg", "asked for", rank)
     if problem.closed_form_bytes > budget:

@@ -1,35 +1,41 @@
 """What training on a periodic system needs beforehand: the ideal structure that its frames fluctuate about."""
 
+import warnings
+
 import numpy as np
+import torch
 from ase import Atoms
-from ase.geometry import find_mic
+from ase.geometry import complete_cell
 
 from .dataset import Dataset
-from .errors import DataError, SymmetryError, name_frames
+from .errors import DataError, DataWarning, SymmetryError, name_frames
+from .geometry import Lattice, nearest_images
 from .symmetry import symmetrised_reference
 
+MAX_STRAIN = 0.1  # of the reference against the mean of the frames
+TWICE = 2.1  # shortest distances, that a lattice vector should have at least
 FARTHEST = 0.5  # from an atom's place in the reference, as a fraction of the way to its nearest neighbour
 
 
-def one_cell(dataset: Dataset) -> np.ndarray:
-    """The cell (3, 3) in Å that all frames of a periodic dataset share.
+def mean_cell(dataset: Dataset) -> np.ndarray:
+    """The cell (3, 3) in Å of a periodic dataset, or the mean of its frames' cells.
 
     Raises
     ------
     DataError
-        If there is none, or frames differ in it.
+        If there is none.
     """
     if dataset.cell is None:
         raise DataError("the geometries are periodic (pbc) and have no cell; give one, or set pbc to False")
-    if dataset.cell.ndim == 3:
-        other = np.abs(dataset.cell - dataset.cell[0]).max((1, 2)) > 1e-6
-        if other.any():
-            frames = name_frames(dataset.frame_numbers[other])
-            raise DataError(
-                f"{frames}: another cell than frame {dataset.frame_numbers[0]}; training needs one cell for all frames"
-            )
-        return dataset.cell[0]
-    return dataset.cell
+    return dataset.cell if dataset.cell.ndim == 2 else dataset.cell.mean(0)
+
+
+def unstrained(dataset: Dataset, cell: np.ndarray) -> np.ndarray:
+    """Positions (M, N, 3) with the same fractions of another cell, where frames have cells of their own."""
+    if dataset.cell.ndim == 2:
+        return dataset.positions
+    fractions = dataset.positions @ np.linalg.inv([complete_cell(own) for own in dataset.cell])
+    return fractions @ complete_cell(cell)
 
 
 def reference_of(dataset: Dataset, reference: Atoms | None) -> Atoms:
@@ -42,8 +48,15 @@ def reference_of(dataset: Dataset, reference: Atoms | None) -> Atoms:
         given and the frames have no symmetric mean.
     DataError
         If frames are not near to it; the message names them.
+
+    Warns
+    -----
+    DataWarning
+        If the cell is too small for the descriptors of pairs.
     """
-    cell = one_cell(dataset)
+    cell = mean_cell(dataset)
+    if reference is None and dataset.cell.ndim == 3:
+        raise SymmetryError("the frames differ in their cells, so that these have no symmetry; give a reference")
     if reference is None:
         reference = symmetrised_reference(dataset.positions, cell, dataset.numbers, dataset.pbc)
     if not np.array_equal(reference.numbers, dataset.numbers):
@@ -54,19 +67,34 @@ def reference_of(dataset: Dataset, reference: Atoms | None) -> Atoms:
     if not np.array_equal(reference.pbc, dataset.pbc):
         raise SymmetryError(f"the reference has pbc={reference.pbc.tolist()}, the frames have {list(dataset.pbc)}")
     periodic = np.array(dataset.pbc)
-    if np.abs(reference.cell[:] - cell)[periodic].max() > 1e-3:
+    farthest = 1e-3 if dataset.cell.ndim == 2 else MAX_STRAIN * np.abs(cell).max()
+    if np.abs(reference.cell[:] - cell)[periodic].max() > farthest:
         raise SymmetryError(
             f"the cell of the reference is {reference.cell[:].tolist()}, the frames have {cell.tolist()}"
         )
     _check_near(dataset, reference, cell)
+    _check_size(reference)
     return reference
+
+
+def _check_size(reference: Atoms) -> None:
+    """Warn if an atom can be a neighbour twice, of which the descriptor sees one."""
+    shortest = Lattice.of_cell(reference.cell.array, reference.pbc).shortest
+    bond = (reference.get_all_distances(mic=True) + np.diag(np.full(len(reference), np.inf))).min()
+    if shortest < TWICE * bond:
+        warnings.warn(
+            f"the shortest lattice vector, {shortest:.2f} Å, is hardly twice the shortest distance, {bond:.2f} Å: "
+            "atoms are neighbours twice, which the descriptor does not see; take a larger supercell",
+            DataWarning,
+            stacklevel=6,
+        )
 
 
 def _check_near(dataset: Dataset, reference: Atoms, cell: np.ndarray) -> None:
     """Raise if an atom is nearer to another place than to its own: frames in another order, or melted."""
-    steps = dataset.positions - reference.positions
+    steps = unstrained(dataset, cell) - reference.positions
     # A common shift is no displacement; that of the first atom is near enough to it to unwrap the others by.
-    steps = find_mic((steps - steps[:, :1]).reshape(-1, 3), cell, dataset.pbc)[0].reshape(steps.shape)
+    steps = nearest_images(torch.tensor(steps - steps[:, :1]), cell, dataset.pbc).numpy()
     steps -= steps.mean(1, keepdims=True)
     lengths = np.linalg.norm(steps, axis=2)
     distances = reference.get_all_distances(mic=True) + np.diag(np.full(len(reference), np.inf))

@@ -134,6 +134,16 @@ class Dataset:
         return self.positions.shape[1]
 
     @property
+    def periodic_cell(self) -> np.ndarray | None:
+        """The cell or cells, Å, if anything is periodic."""
+        return self.cell if any(self.pbc) else None
+
+    @property
+    def has_stress(self) -> bool:
+        """Whether there are labels of stress, and three periodic directions to make sense of them."""
+        return self.stress is not None and all(self.pbc) and self.cell is not None
+
+    @property
     def formula(self) -> str:
         """Chemical formula in Hill order."""
         return Atoms(numbers=self.numbers).get_chemical_formula()

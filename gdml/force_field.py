@@ -13,14 +13,14 @@ from ase.formula import Formula
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .contractions import GemmContraction
-from .descriptors import InverseDistances, PairDescriptor, SideBySide, from_recipe
+from .contractions import contraction
+from .descriptors import InverseDistances, PairDescriptor, PairFeatures, SideBySide, from_recipe
 from .errors import DataError, FormatError, ModelMismatchError
 from .geometry import pair_distances, pair_indices
 from .kernels import RadialKernel, kernel_by_name
 from .npz import Archive, read_archive, write_archive
 from .sgdml_models import from_sgdml, is_sgdml_model, to_sgdml
-from .symmetry import PermutationGroup
+from .symmetry import Action, CrystalGroup, PermutationGroup
 
 FORMAT = "gdml-force-field"
 SCHEMA = 1
@@ -114,13 +114,13 @@ class ForceField:
         return self.details.get("energies") == "relative"
 
     @cached_property
-    def _action(self) -> np.ndarray:
-        return self.descriptor.permutations(self.group)
+    def _action(self) -> Action:
+        return self.descriptor.action(self.group)
 
     @cached_property
     def _jets(self):
-        contraction = GemmContraction(self.kernel, torch.tensor(self.y), self._action)
-        return contraction.bind(None if self.c is None else torch.tensor(self.c), torch.tensor(self.w))
+        jets = contraction(self.kernel, torch.tensor(self.y), self._action)
+        return jets.bind(None if self.c is None else torch.tensor(self.c), torch.tensor(self.w))
 
     @property
     def is_periodic(self) -> bool:
@@ -164,18 +164,8 @@ class ForceField:
             If the shape does not fit, a position is not finite, or two atoms
             coincide; for a cell or stress where nothing is periodic.
         """
-        given = _tensor(positions)
-        if (cell is not None and not self.is_periodic) or (stress and self.pbc != (True, True, True)):
-            raise DataError(f"this force field of {self.formula} is not periodic in the way a cell or stress needs")
-        n_atoms = len(self.numbers)
-        if given.ndim not in (2, 3) or given.shape[-2:] != (n_atoms, 3):
-            raise DataError(
-                f"positions must have the shape ({n_atoms}, 3) or (M, {n_atoms}, 3) for {self.formula}, "
-                f"not {tuple(given.shape)}"
-            )
-        if not bool(given.isfinite().all()):
-            raise DataError("positions contain NaN or infinite values")
-        batch = given.reshape(-1, n_atoms, 3)
+        given = self._checked(positions, cell, stress)
+        batch = given.reshape(-1, *given.shape[-2:])
         cells = self._cells(cell, len(batch))
         parts = [self._predict(*part, stress) for part in zip(batch.split(MAX_FRAMES), cells)]
         energy, forces, pressure = (torch.cat(p) if len(parts) > 1 else p[0] for p in zip(*parts, strict=True))
@@ -189,6 +179,36 @@ class ForceField:
         if given.ndim == 2:
             return Prediction(float(energy), forces[0].numpy(), pressure)
         return Prediction(energy.numpy(), forces.numpy(), pressure)
+
+    def judged(
+        self, positions: ArrayLike, cell: ArrayLike | None = None, stress: bool = False
+    ) -> tuple[Prediction, list[Excess]]:
+        """The prediction for one geometry, and what of it is outside of the training data, in one go.
+
+        See `predict` and `outside`.
+        """
+        given = self._checked(positions, cell, stress)[None]
+        features = self._features(given, cell, stress)
+        energy, forces, pressure = self._from_features(features, cell, stress)
+        if not bool(energy.isfinite().all()):
+            raise DataError(self._name_coincident(given, 0))
+        prediction = Prediction(float(energy), forces[0].numpy(), pressure[0].numpy() if stress else None)
+        return prediction, self._excesses(features.x[0].numpy())
+
+    def _checked(self, positions: ArrayLike, cell: ArrayLike | None, stress: bool) -> Tensor:
+        """Positions as a tensor, if they are what this force field can take."""
+        given = _tensor(positions)
+        if (cell is not None and not self.is_periodic) or (stress and self.pbc != (True, True, True)):
+            raise DataError(f"this force field of {self.formula} is not periodic in the way a cell or stress needs")
+        n_atoms = len(self.numbers)
+        if given.ndim not in (2, 3) or given.shape[-2:] != (n_atoms, 3):
+            raise DataError(
+                f"positions must have the shape ({n_atoms}, 3) or (M, {n_atoms}, 3) for {self.formula}, "
+                f"not {tuple(given.shape)}"
+            )
+        if not bool(given.isfinite().all()):
+            raise DataError("positions contain NaN or infinite values")
+        return given
 
     def _cells(self, cell: ArrayLike | None, n_frames: int) -> list[np.ndarray | None]:
         """The cells of each part of a batch: one for all, or one for each geometry."""
@@ -207,7 +227,9 @@ class ForceField:
         return f"geometry {geometry}: atoms {atoms} are {distances.min():.3g} Å apart, where no force is defined"
 
     def _predict(self, positions: Tensor, cells: np.ndarray | None, stress: bool) -> tuple[Tensor, Tensor, Tensor]:
-        features = self._features(positions, cells, stress)
+        return self._from_features(self._features(positions, cells, stress), cells, stress)
+
+    def _from_features(self, features: PairFeatures, cells: ArrayLike | None, stress: bool) -> tuple[Tensor, ...]:
         e, g = self._jets(features.x)
         pressure = e.new_empty(len(e), 0)
         if stress:
@@ -223,7 +245,7 @@ class ForceField:
     @cached_property
     def _range(self) -> tuple[np.ndarray, np.ndarray]:
         """Range of each descriptor entry over the training geometries and the group."""
-        return self.y.min(0)[self._action].min(0), self.y.max(0)[self._action].max(0)
+        return self._action.reduce(self.y.min(0), np.min), self._action.reduce(self.y.max(0), np.max)
 
     @cached_property
     def _region(self) -> tuple[np.ndarray, np.ndarray]:
@@ -250,7 +272,9 @@ class ForceField:
         list of Excess
             Empty where all is well; worst first.
         """
-        x = self._features(_tensor(positions)[None], cell).x[0].numpy()
+        return self._excesses(self._features(_tensor(positions)[None], cell).x[0].numpy())
+
+    def _excesses(self, x: np.ndarray) -> list[Excess]:
         low, high = self._region
         excess = np.maximum(low - x, x - high)
         if excess.max() <= 0:
@@ -316,7 +340,7 @@ class ForceField:
             "length_unit": "Ang",
             "recipe": json.dumps(recipe),
             "numbers": self.numbers,
-            "permutations": self.group.permutations,
+            **_group_fields(self.group),
             "references": self.y,
             "force_coefficients": self.w,
             "offset": self.offset,
@@ -336,7 +360,7 @@ class ForceField:
     def __repr__(self) -> str:
         return (
             f"ForceField({self.formula}, {len(self.y)} training geometries, "
-            f"symmetry of order {self.group.order}, length_scale={self.length_scale:g})"
+            f"symmetry {self.group.summary}, length_scale={self.length_scale:g})"
         )
 
 
@@ -375,13 +399,36 @@ def load(path: str | Path) -> ForceField:
         raise FormatError(f"{path}: this force field is damaged ({error})") from error
 
 
+def _group_fields(group: PermutationGroup) -> dict[str, object]:
+    if not isinstance(group, CrystalGroup):
+        return {"permutations": group.permutations}
+    translations, cosets = group.split()
+    return {
+        "translations": translations,
+        "cosets": cosets,
+        "spacegroup": group.spacegroup,
+        "symprec": group.symprec,
+    }
+
+
+def _group_from_fields(archive: Archive) -> PermutationGroup:
+    if "translations" not in archive:
+        return PermutationGroup(archive["permutations"])
+    return CrystalGroup(
+        archive["translations"],
+        archive["cosets"],
+        spacegroup=archive.text("spacegroup"),
+        symprec=float(archive["symprec"]),
+    )
+
+
 def _from_fields(archive: Archive) -> ForceField:
     recipe = json.loads(archive.text("recipe"))
     numbers = archive["numbers"]
     return ForceField(
         numbers=numbers,
         descriptor=from_recipe(recipe["descriptor"], len(numbers)),
-        group=PermutationGroup(archive["permutations"]),
+        group=_group_from_fields(archive),
         kernel=kernel_by_name(recipe["kernel"]["name"])(recipe["kernel"]["length_scale"]),
         y=archive["references"],
         c=archive.get("energy_coefficients"),

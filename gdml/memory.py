@@ -32,7 +32,11 @@ def _left_in_control_group(unlimited: int) -> int:
     return max(0, int(limit.read_text()) - int(used.read_text()))
 
 
-def closed_form_bytes(n_frames: int, n_labels: int, size: int, order: int) -> int:
+# Numbers in the dual jets and columns that Fourier sums treat at a time.
+FOURIER = 100 * 1024 * 1024
+
+
+def closed_form_bytes(n_frames: int, n_labels: int, size: int, order: int, n_translations: int = 1) -> int:
     """Peak memory of assembly and solution in closed form.
 
     Parameters
@@ -43,22 +47,29 @@ def closed_form_bytes(n_frames: int, n_labels: int, size: int, order: int) -> in
         Labels of each, L.
     size, order : int
         Length D of a descriptor; |S|.
+    n_translations : int
+        More than one if sums over them are done in Fourier space.
 
     Returns
     -------
     int
         8 [ (nL)² + 2 n D L + n L² + 2 D² + 3 |S| (D + L) + 2 b nL ]: the matrix, the
         labels' duals, a column of blocks, the intermediates of a pair of
-        geometries, and columns of width b in the factorisation.
+        geometries, and columns of width b in the factorisation. With Fourier sums
+        the intermediates are of a fixed size.
     """
     matrix = (n_frames * n_labels) ** 2
     duals = 2 * n_frames * size * n_labels
-    column = n_frames * n_labels**2 + 2 * size**2 + 3 * order * (size + n_labels)
+    column = n_frames * n_labels**2
+    if n_translations > 1:
+        duals, column = min(duals, FOURIER), column + FOURIER
+    else:
+        column += 2 * size**2 + 3 * order * (size + n_labels)
     factorisation = 2 * min(BLOCK, n_frames * n_labels) * n_frames * n_labels
     return 8 * (matrix + duals + column + factorisation)
 
 
-def check_closed_form(n_frames: int, n_labels: int, size: int, order: int) -> int:
+def check_closed_form(n_frames: int, n_labels: int, size: int, order: int, n_translations: int = 1) -> int:
     """The predicted peak memory in bytes, if it fits.
 
     Raises
@@ -67,12 +78,16 @@ def check_closed_form(n_frames: int, n_labels: int, size: int, order: int) -> in
         If it does not; the message says how many geometries would.
     """
     budget = available_memory()
-    needed = closed_form_bytes(n_frames, n_labels, size, order)
+
+    def bytes_of(n: int) -> int:
+        return closed_form_bytes(n, n_labels, size, order, n_translations)
+
+    needed = bytes_of(n_frames)
     if needed <= budget:
         return needed
     fits = n_frames
-    while fits > 1 and closed_form_bytes(fits, n_labels, size, order) > budget:
-        fits = min(fits - 1, int(fits * (budget / closed_form_bytes(fits, n_labels, size, order)) ** 0.5) + 1)
+    while fits > 1 and bytes_of(fits) > budget:
+        fits = min(fits - 1, int(fits * (budget / bytes_of(fits)) ** 0.5) + 1)
     raise MemoryBudgetError(
         f"{n_frames} geometries with {n_labels} labels each need {needed / 1e9:.1f} GB in closed form, "
         f"and {budget / 1e9:.1f} GB are available; {fits} geometries would fit"

@@ -3,9 +3,10 @@
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from ase import units
 
 from .dataset import Dataset
-from .errors import DataError
+from .errors import DataError, ModelMismatchError
 from .force_field import ForceField, Prediction
 
 
@@ -22,6 +23,7 @@ class Metrics:
         Of the whole molecule.
     energies_are_relative : bool
         Whether the mean difference of the energies was removed first.
+    stress_mae : float or None, eV/Å³
     """
 
     n_frames: int
@@ -30,6 +32,7 @@ class Metrics:
     energy_mae: float | None
     energy_rmse: float | None
     energies_are_relative: bool = False
+    stress_mae: float | None = None
 
     def to_dict(self) -> dict[str, float | int | bool | None]:
         return asdict(self)
@@ -41,6 +44,8 @@ class Metrics:
         if self.energy_mae is not None:
             relative = ", relative" if self.energies_are_relative else ""
             parts.append(f"energy MAE {1e3 * self.energy_mae:.2f} RMSE {1e3 * self.energy_rmse:.2f} meV{relative}")
+        if self.stress_mae is not None:
+            parts.append(f"stress MAE {self.stress_mae / units.GPa:.3g} GPa")
         return "; ".join(parts)
 
 
@@ -50,12 +55,25 @@ def evaluate(force_field: ForceField, dataset: Dataset) -> Metrics:
     Raises
     ------
     ModelMismatchError
-        If the dataset has other atoms.
+        If the dataset has other atoms, or repeats in other directions.
     DataError
         If it has no labels.
     """
+    return compare(predict(force_field, dataset), dataset, force_field.energies_are_relative)
+
+
+def predict(force_field: ForceField, dataset: Dataset) -> Prediction:
+    """The prediction for all geometries of a dataset, with stress if that has some.
+
+    Raises
+    ------
+    ModelMismatchError
+        If the dataset has other atoms, or repeats in other directions.
+    """
     force_field.check_atoms(dataset.numbers)
-    return compare(force_field.predict(dataset.positions), dataset, force_field.energies_are_relative)
+    if (force_field.pbc or (False,) * 3) != dataset.pbc:
+        raise ModelMismatchError(f"the force field is for pbc={force_field.pbc}, the geometries have {dataset.pbc}")
+    return force_field.predict(dataset.positions, dataset.periodic_cell, stress=dataset.has_stress)
 
 
 def compare(prediction: Prediction, dataset: Dataset, relative: bool = False) -> Metrics:
@@ -68,7 +86,8 @@ def compare(prediction: Prediction, dataset: Dataset, relative: bool = False) ->
     if dataset.energy is not None:
         difference = prediction.energy - dataset.energy
         energy_mae, energy_rmse = _errors(difference - difference.mean() if relative else difference)
-    return Metrics(len(dataset), forces_mae, forces_rmse, energy_mae, energy_rmse, relative)
+    stress_mae = None if prediction.stress is None else _errors(prediction.stress - dataset.stress)[0]
+    return Metrics(len(dataset), forces_mae, forces_rmse, energy_mae, energy_rmse, relative, stress_mae)
 
 
 def _errors(difference: np.ndarray) -> tuple[float, float]:

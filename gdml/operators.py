@@ -9,6 +9,7 @@ the training matrix is Bᵀ · contraction · B + noise.
 from collections.abc import Callable
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,8 +19,9 @@ from .descriptors import PairFeatures
 from .geometry import internal_basis
 from .linear import LinearOperator
 
-# Numbers in the intermediates of a few pairs of geometries.
-PAIR_TILE = 2 * 1024 * 1024
+# Numbers in the labels' dual jets up to which they are kept, and products with them are
+# dense; beyond, as in crystals of a hundred atoms, they are made where they are needed.
+DENSE = 64 * 1024 * 1024
 
 
 class Labels:
@@ -38,6 +40,9 @@ class Labels:
         With forces.
     use_energy : bool
         Whether energies are labels too, relative to their mean.
+    use_stress : bool
+        Whether the slopes along strain, stress times volume, are labels too; then
+        the features have to have them.
 
     Attributes
     ----------
@@ -51,12 +56,15 @@ class Labels:
         The energy that was subtracted, eV.
     """
 
-    def __init__(self, features: PairFeatures, dataset: Dataset, use_energy: bool = False):
+    def __init__(self, features: PairFeatures, dataset: Dataset, use_energy: bool = False, use_stress: bool = False):
         self.features = features
         positions, forces = (torch.tensor(a) for a in (dataset.positions, dataset.require_forces()))
         self.basis = internal_basis(positions, rotations=not any(dataset.pbc))
         slopes = -torch.einsum("mi,miq->mq", forces.flatten(1), self.basis)
-        self.use_energy = use_energy
+        if use_stress:
+            volumes = np.abs(np.linalg.det(dataset.cell)).reshape(-1, 1)
+            slopes = torch.cat([slopes, torch.tensor(dataset.stress * volumes)], 1)
+        self.use_energy, self.use_stress = use_energy, use_stress
         self.offset = 0.0
         self.c = slopes.new_zeros(slopes.shape[1] + use_energy)
         self.values = slopes
@@ -69,20 +77,78 @@ class Labels:
     def spread(self, v: Tensor) -> tuple[Tensor | None, Tensor]:
         """B v: dual jets c (M,) and w (M, D) from one coefficient for each label, (M, L)."""
         energies, slopes = (v[:, 0], v[:, 1:]) if self.use_energy else (None, v)
+        slopes, strains = slopes.split([self.basis.shape[2], 6 * self.use_stress], 1)
         displacements = torch.einsum("miq,mq->mi", self.basis, slopes)
-        return energies, self.features.jvp(displacements.view(len(v), -1, 3))
+        w = self.features.jvp(displacements.view(len(v), -1, 3))
+        if self.use_stress:
+            w += torch.einsum("mdv,mv->md", self.features.strain_slopes, strains)
+        return energies, w
 
     def collect(self, e: Tensor, g: Tensor) -> Tensor:
         """Bᵀ (e, g): what the labels say, (M, L), of a function with these jets."""
         slopes = torch.einsum("miq,mi->mq", self.basis, self.features.vjp(g).flatten(1))
+        if self.use_stress:
+            slopes = torch.cat([slopes, self.features.strain_vjp(g)], 1)
         return torch.cat([e[:, None], slopes], 1) if self.use_energy else slopes
 
-    def duals(self) -> Tensor:
-        """The gradients w of all labels' dual jets, (M, D, L)."""
-        slopes = self.features.jacobian() @ self.basis
+    def duals(self, frames: Tensor | None = None) -> Tensor:
+        """The gradients w of all labels' dual jets, (M, D, L); of some geometries, where these are given."""
+        if self._are_few:
+            return self._duals if frames is None else self._duals[frames]
+        return self._make_duals(slice(None) if frames is None else frames)
+
+    @property
+    def _are_few(self) -> bool:
+        return self.values.numel() * self.features.x.shape[1] <= DENSE
+
+    @cached_property
+    def _duals(self) -> Tensor:
+        return self._make_duals(slice(None))
+
+    def _make_duals(self, frames: Tensor | slice) -> Tensor:
+        slopes = self.features[frames].jacobian() @ self.basis[frames]
+        if self.use_stress:
+            slopes = torch.cat([slopes, self.features.strain_slopes[frames]], 2)
         if not self.use_energy:
             return slopes
         return torch.cat([slopes.new_zeros(*slopes.shape[:2], 1), slopes], 2)
+
+    def single(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Geometries (b,) and dual jets c (b,), w (b, D) of some labels, counted through all geometries."""
+        n_labels = len(self.c)
+        geometry, label = indices // n_labels, indices % n_labels
+        if self._are_few:
+            return geometry, self.c[label], self._duals[geometry, :, label]
+        one = torch.nn.functional.one_hot(label, n_labels).to(self.values.dtype)
+        slopes, strains = one[:, int(self.use_energy) :].split([self.basis.shape[2], 6 * self.use_stress], 1)
+        displacements = torch.einsum("miq,mq->mi", self.basis[geometry], slopes)
+        w = self.features[geometry].jvp(displacements.unflatten(1, (-1, 3)))
+        if self.use_stress:
+            w += torch.einsum("mdv,mv->md", self.features.strain_slopes[geometry], strains)
+        return geometry, self.c[label], w
+
+    def collect_many(self, e: Tensor, g: Tensor, q: Tensor, x: Tensor) -> Tensor:
+        """What the labels say, (M, L, b), of b functions with values e (M, b) and gradients g - q x.
+
+        Parameters
+        ----------
+        g, q : (b, M, D) and (M, b) tensors
+        x : (M, D) tensor
+        """
+        g = g.permute(1, 2, 0)
+        if self._are_few:
+            result = torch.bmm(self._duals.mT, g)
+            result -= (self._duals.mT @ x[..., None]) * q[:, None, :]
+        else:
+            g = torch.addcmul(g, x[..., None], q[:, None, :], value=-1)
+            result = torch.bmm(self.basis.mT, self.features.vjp_many(g))
+            if self.use_stress:
+                result = torch.cat([result, torch.bmm(self.features.strain_slopes.mT, g)], 1)
+            if self.use_energy:
+                result = torch.cat([torch.zeros_like(result[:, :1]), result], 1)
+        if self.use_energy:
+            result[:, 0] += e
+        return result
 
 
 class TrainingOperator(LinearOperator):
@@ -102,10 +168,6 @@ class TrainingOperator(LinearOperator):
         self.labels = labels
         self.noise = noise
 
-    @cached_property
-    def _duals(self) -> Tensor:
-        return self.labels.duals()
-
     @property
     def shape(self) -> tuple[int, int]:
         return self.labels.values.numel(), self.labels.values.numel()
@@ -123,17 +185,24 @@ class TrainingOperator(LinearOperator):
         """The diagonal (ML,), noise included."""
         return self._diagonal + self.noise
 
-    @cached_property
+    @property
     def _diagonal(self) -> Tensor:
+        return self._diagonal_blocks.diagonal(dim1=1, dim2=2).flatten()
+
+    @cached_property
+    def _diagonal_blocks(self) -> Tensor:
         all_frames = torch.arange(len(self.labels.features.x))
-        return self.blocks(all_frames, all_frames).diagonal(dim1=1, dim2=2).flatten()
+        return self._blocks(all_frames, all_frames)
 
     def columns(self, indices: Tensor) -> Tensor:
         """Columns (ML, len(indices)) of the matrix, without the noise."""
-        labels, w = self.labels, self._duals
-        geometry, label = indices // self.block_size, indices % self.block_size
-        right = labels.c[label], w[geometry, :, label]
-        return self.contraction.columns(labels.features.x, labels.c, w, geometry, *right).flatten(0, 1)
+        labels, jets = self.labels, self.contraction
+        x = jets.centred(labels.features.x)
+        result = x.new_empty(len(x), self.block_size, len(indices))
+        step = jets.columns_at_once(len(x))
+        for some, into in zip(indices.split(step), result.split(step, 2)):
+            into.copy_(labels.collect_many(*jets.separate(x, *labels.single(some)), x))
+        return result.flatten(0, 1)
 
     @property
     def block_size(self) -> int:
@@ -142,12 +211,15 @@ class TrainingOperator(LinearOperator):
 
     def blocks(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Blocks (p, L, L) of the matrix for p pairs of geometries, without the noise."""
-        labels, x, w = self.labels, self.labels.features.x, self._duals
+        return self._diagonal_blocks[rows] if torch.equal(rows, columns) else self._blocks(rows, columns)
+
+    def _blocks(self, rows: Tensor, columns: Tensor) -> Tensor:
+        labels, x = self.labels, self.labels.features.x
         result = x.new_empty(len(rows), self.block_size, self.block_size)
-        order, size = self.contraction.action.shape
-        step = max(1, PAIR_TILE // (size * size + 2 * order * (size + self.block_size)))
-        for i, j, into in zip(rows.split(step), columns.split(step), result.split(step), strict=True):
-            into.copy_(self.contraction.pairs(x[i], labels.c, w[i], j, labels.c, w[j]))
+        step = self.contraction.pairs_at_once(self.block_size)
+        for some in torch.argsort(columns, stable=True).split(step):
+            i, j = rows[some], columns[some]
+            result[some] = self.contraction.pairs(x[i], labels.c, labels.duals(i), j, labels.c, labels.duals(j))
         return result
 
     def distances(self) -> Tensor:
@@ -161,7 +233,7 @@ class TrainingOperator(LinearOperator):
         blocks = matrix.view(n_frames, n_labels, n_frames, n_labels)
         for j in range(n_frames):
             rows = torch.arange(j, n_frames)
-            blocks[j:, :, j] = self.blocks(rows, torch.full_like(rows, j))
+            blocks[j:, :, j] = self._blocks(rows, torch.full_like(rows, j))
             if progress:
                 progress(j + 1, n_frames)
         matrix.diagonal().add_(self.noise)

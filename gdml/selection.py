@@ -11,6 +11,7 @@ from .metrics import evaluate
 
 MIN_FRAMES = 5  # below this nothing can be held out
 GRID = (8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)  # length scales, in units of the spread
+MORE = 3  # steps beyond the grid, where its end is the best
 
 
 class Chosen(NamedTuple):
@@ -54,8 +55,9 @@ def choose_length_scale(
 ) -> Chosen:
     """The length scale with the smallest force error (RMSE) on held-out geometries.
 
-    Tries 8 to 512 times the spread of the descriptors in steps of two, then half
-    a step to both sides of the best. The error often has a plateau, and with few
+    Tries 8 to 512 times the spread of the descriptors in steps of two, further up
+    where 512 is the best (as it is in crystals), then half a step to both sides
+    of the best. The error often has a plateau, and with few
     geometries two minima, so that a descent from one guess would not do.
 
     Parameters
@@ -85,11 +87,14 @@ def choose_length_scale(
         except FitError:  # too long: the matrix is singular to working precision
             errors[length_scale] = math.inf
         if progress:
-            progress(len(errors), len(GRID) + 2)
+            progress(len(errors), max(len(errors), len(GRID) + 2))
 
     for multiple in GRID:
         judge(multiple * spread)
     best = min(errors, key=errors.get)
+    while best == max(errors) and len(errors) < len(GRID) + MORE:
+        judge(2.0 * best)
+        best = min(errors, key=errors.get)
     for step in (math.sqrt(0.5), math.sqrt(2.0)):
         judge(best * step)
     best = min(errors, key=errors.get)

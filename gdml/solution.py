@@ -1,12 +1,12 @@
 """Solution of the training system: which way, and when it is good enough."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from .checkpoints import Journal
-from .cost import Choice, Problem, choose
+from .cost import PROBE, Choice, Problem, choose
 from .descriptors import PairFeatures
 from .errors import FitError
 from .memory import check_closed_form
@@ -22,13 +22,12 @@ CLOSE = 0.05
 # And where nothing is known about that error. benchmarks/cg.py has what it costs.
 UNKNOWN_ERROR_RTOL = 3e-4
 TIGHTEST_RTOL = 1e-7
-# Geometries that the preconditioner sees together with each one.
+# Geometries that the preconditioner sees together with each one; none of those of crystals,
+# where a block of the matrix costs as much as hundreds of columns elsewhere.
 DEFAULT_NEIGHBOURS = 4
 # With a validation set, CG ends before that if its force error has stayed within this
 # fraction over the last looks at it, so many iterations apart.
 SETTLED, LOOKS, LOOK_EVERY = 1e-3, 8, 5
-# Unknowns for each of the columns that show how fast the matrix is described.
-PROBE = 48
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,10 @@ class Method:
     solver: str = "cholesky"
     preconditioner: str = "rpcholesky"
     rank: int | str = "auto"
-    neighbours: int = DEFAULT_NEIGHBOURS
+    neighbours: int | str = "auto"
     rtol: float | str = "auto"
 
-    def check(self, n_frames: int, n_labels: int, size: int, order: int) -> None:
+    def check(self, n_frames: int, n_labels: int, size: int, order: int, n_translations: int) -> None:
         """Find out before the work what can be found out: names, ranges, memory of the closed form."""
         if self.solver not in SOLVERS:
             raise FitError(f"the solver is 'auto', 'cholesky' or 'cg', not {self.solver!r}")
@@ -49,12 +48,14 @@ class Method:
             raise FitError(f"unknown preconditioner {self.preconditioner!r}; known: {', '.join(FACTORS)} and none")
         if self.rank != "auto" and not (isinstance(self.rank, int) and self.rank >= 1):
             raise FitError(f"the rank must be a positive integer or 'auto', not {self.rank!r}")
-        if not (isinstance(self.neighbours, int) and self.neighbours >= 0):
-            raise FitError(f"the number of neighbours must be an integer that is not negative, not {self.neighbours!r}")
+        if self.neighbours != "auto" and not (isinstance(self.neighbours, int) and self.neighbours >= 0):
+            raise FitError(
+                f"the number of neighbours must be 'auto' or an integer that is not negative, not {self.neighbours!r}"
+            )
         if self.rtol != "auto" and not (isinstance(self.rtol, float) and 0 < self.rtol < 1):
             raise FitError(f"rtol must lie between 0 and 1, or be 'auto', not {self.rtol!r}")
         if self.solver == "cholesky":
-            check_closed_form(n_frames, n_labels, size, order)
+            check_closed_form(n_frames, n_labels, size, order, n_translations)
 
 
 CLOSED_FORM = Method()
@@ -109,8 +110,11 @@ def solve(
 ) -> tuple[Tensor, dict[str, str | int | float]]:
     """The solution of the training system, and an account of how it was found."""
     n_frames, n_labels = operator.labels.values.shape
-    order, size = operator.contraction.action.shape
-    problem = Problem(n_frames, n_labels, size, order, method.neighbours)
+    order, size = operator.contraction.order, operator.contraction.size
+    translations = operator.contraction.n_translations
+    if method.neighbours == "auto":
+        method = replace(method, neighbours=0 if translations > 1 else DEFAULT_NEIGHBOURS)
+    problem = Problem(n_frames, n_labels, size, order, method.neighbours, translations)
     choice, begun = _choose(operator, problem, method, progress)
     if choice.name == "cg" or journal.rank:
         solution, account = _Iteration(operator, problem, method, monitor, progress, journal).run(choice, begun)

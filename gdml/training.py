@@ -11,8 +11,9 @@ from numpy.typing import ArrayLike
 
 from .checkpoints import Journal
 from .checks import check_duplicates, check_group, check_labels, check_validation
-from .contractions import GemmContraction
-from .crystals import one_cell, reference_of
+from .contractions import contraction
+from .cost import Problem
+from .crystals import mean_cell, reference_of
 from .dataset import Dataset, read
 from .descriptors import InverseDistances, PairDescriptor, PairFeatures, SideBySide, SmoothInverseDistances
 from .energies import compare_units, constant_of_energy
@@ -22,13 +23,16 @@ from .kernels import RadialKernel, kernel_by_name
 from .operators import Labels, TrainingOperator
 from .progress import progress_bar
 from .selection import GRID, Chosen, choose_length_scale, hold_out
-from .solution import CLOSED_FORM, DEFAULT_NEIGHBOURS, ForceMonitor, Method, solve
+from .solution import CLOSED_FORM, ForceMonitor, Method, solve
 from .symmetry import PermutationGroup, crystal_group, molecular_group
 
 DEFAULT_NOISE = 1e-10
 # Trainings that only judge a length scale use at most this many unknowns.
 MAX_SEARCH_UNKNOWNS = 6000
-MAX_SEARCH_OPERATIONS = 3e11  # of the kernel matrix
+# and operations, of which a core does some 10^11 in a second; but no fewer geometries than this.
+MAX_SEARCH_OPERATIONS, MIN_SEARCHED = 1.5e11, 4
+# Of periodic systems' inverse distances, side by side: the best of those tried on four crystals.
+PERIODIC_POWERS = (1.0, 3.0)
 # Energies are checked against forces on frames with this many atoms in all, and
 # not where there are fewer frames than can tell.
 MAX_CHECKED = 600
@@ -46,10 +50,11 @@ def fit(
     length_scale: float | str = "auto",
     noise: float | str = "auto",
     use_energy: bool = False,
+    use_stress: bool = False,
     solver: str = "auto",
     preconditioner: str = "rpcholesky",
     rank: int | str = "auto",
-    neighbours: int = DEFAULT_NEIGHBOURS,
+    neighbours: int | str = "auto",
     rtol: float | str = "auto",
     checkpoint: str | Path | None = None,
     resume: bool = False,
@@ -86,6 +91,9 @@ def fit(
     use_energy : bool
         Whether energies are trained on too. Otherwise they only fix the
         constant, and serve as a check of the forces.
+    use_stress : bool
+        Whether stress is trained on too, of geometries that are periodic in three
+        directions. Worth it where cells differ between frames.
     solver : {"auto", "cholesky", "cg"}
         Closed form, or preconditioned conjugate gradients that never store K.
         "auto" predicts the time and memory of both; what it chose and why is in
@@ -96,9 +104,9 @@ def fit(
         Columns of the preconditioner. By default what promises the shortest time
         from the decay that a small factor shows, and twice as many where CG turns
         out to be slow.
-    neighbours : int
+    neighbours : int or "auto"
         How many of the nearest geometries the preconditioner sees together with
-        each one; for what its columns leave out.
+        each one, for what its columns leave out; by default 4, and 0 for crystals.
     rtol : float or "auto"
         For "cg": the norm of the residual over that of the labels at which it
         ends. By default a twentieth of the force error on other geometries: on the
@@ -140,13 +148,15 @@ def fit(
     check_labels(dataset, use_energy)
     if validation is not None:
         check_validation(dataset, validation)
-    plan = _plan(dataset, reference, symmetry, descriptor, kernel, noise, use_energy)
+    if use_stress and not dataset.has_stress:
+        raise DataError("use_stress needs stress labels, a cell, and geometries that are periodic in three directions")
+    plan = _plan(dataset, reference, symmetry, descriptor, kernel, noise, use_energy, use_stress)
     x = _features(plan, dataset).x.numpy()
-    check_duplicates(dataset, x, plan.descriptor.permutations(plan.group))
+    check_duplicates(dataset, x, plan.descriptor.action(plan.group))
     method = Method(solver, preconditioner, rank, neighbours, rtol)
     # Of a linear molecule; others have one less.
-    n_labels = 3 * dataset.n_atoms - (3 if any(dataset.pbc) else 5) + use_energy
-    method.check(len(dataset), n_labels, plan.descriptor.size, plan.group.order)
+    n_labels = 3 * dataset.n_atoms - (3 if any(dataset.pbc) else 5) + use_energy + 6 * plan.use_stress
+    method.check(len(dataset), n_labels, plan.descriptor.size, plan.group.order, len(plan.group.split()[0]))
     journal = Journal.open(checkpoint, _problem(plan, method, dataset, validation, length_scale), resume)
     check_energies(dataset, plan)
     if length_scale != "auto":
@@ -173,6 +183,7 @@ def _problem(plan, method, dataset, validation, length_scale) -> dict[str, str]:
         "kernel": plan.kernel.name,
         "noise": str(plan.noise),
         "use_energy": str(plan.use_energy),
+        "use_stress": str(plan.use_stress),
         "length_scale": str(length_scale),
         **{key: str(value) for key, value in asdict(method).items()},
     }
@@ -187,9 +198,10 @@ class _Plan:
     kernel: type[RadialKernel]
     noise: float
     use_energy: bool
+    use_stress: bool
 
 
-def _plan(dataset, reference, symmetry, descriptor, kernel, noise, use_energy) -> _Plan:
+def _plan(dataset, reference, symmetry, descriptor, kernel, noise, use_energy, use_stress) -> _Plan:
     noise = DEFAULT_NOISE if noise == "auto" else _number("noise", noise)
     if not 0 <= noise < np.inf:
         raise FitError(f"the noise must not be negative or infinite, but it is {noise}")
@@ -199,6 +211,7 @@ def _plan(dataset, reference, symmetry, descriptor, kernel, noise, use_energy) -
         kernel=kernel_by_name(kernel),
         noise=noise,
         use_energy=use_energy,
+        use_stress=use_stress,
     )
 
 
@@ -210,9 +223,11 @@ def _number(name: str, value: float | str) -> float:
 
 
 def _descriptor(dataset: Dataset) -> PairDescriptor:
-    if any(dataset.pbc):
-        return SmoothInverseDistances(dataset.n_atoms, one_cell(dataset), dataset.pbc)
-    return InverseDistances(dataset.n_atoms)
+    if not any(dataset.pbc):
+        return InverseDistances(dataset.n_atoms)
+    cell = mean_cell(dataset)
+    parts = [SmoothInverseDistances(dataset.n_atoms, cell, dataset.pbc, power) for power in PERIODIC_POWERS]
+    return SideBySide.balanced(parts, torch.tensor(dataset.positions), cells=dataset.cell)
 
 
 def _group(dataset: Dataset, symmetry: str | PermutationGroup | ArrayLike, reference: Atoms | None) -> PermutationGroup:
@@ -231,8 +246,9 @@ def _group(dataset: Dataset, symmetry: str | PermutationGroup | ArrayLike, refer
     return group
 
 
-def _features(plan: _Plan, dataset: Dataset) -> PairFeatures:
-    return plan.descriptor.evaluate(torch.tensor(dataset.positions))
+def _features(plan: _Plan, dataset: Dataset, strain: bool = False) -> PairFeatures:
+    positions, cells = torch.tensor(dataset.positions), dataset.periodic_cell
+    return plan.descriptor.evaluate(positions, **({} if cells is None else {"cells": cells, "strain": strain}))
 
 
 def _search(plan: _Plan, dataset: Dataset, validation: Dataset | None, progress: bool) -> Chosen:
@@ -252,10 +268,13 @@ def _search(plan: _Plan, dataset: Dataset, validation: Dataset | None, progress:
 
 
 def _most_searched(plan: _Plan) -> int:
-    """Geometries that a length scale is judged with: so many that one training takes about a second."""
+    """Geometries that a length scale is judged with: so many that one training takes a second or a few."""
     n_labels = 3 * plan.group.n_atoms
-    pair = 2 * n_labels * (2 * plan.group.order * plan.descriptor.size + plan.descriptor.size**2)
-    return int(max(2, min(MAX_SEARCH_UNKNOWNS / n_labels, (2 * MAX_SEARCH_OPERATIONS / pair) ** 0.5)))
+    sizes = range(MIN_SEARCHED, MAX_SEARCH_UNKNOWNS // n_labels + 1)
+    order, translations = plan.group.order, len(plan.group.split()[0])
+    problems = (Problem(n, n_labels, plan.descriptor.size, order, n_translations=translations) for n in sizes)
+    fast = [p.n_frames for p in problems if p.closed_form_operations <= MAX_SEARCH_OPERATIONS]
+    return max([MIN_SEARCHED, *fast])
 
 
 def _train(
@@ -270,16 +289,16 @@ def _train(
     judged_by_forces: bool = False,
 ) -> ForceField:
     """Solve for the coefficients; the constant of the energy is left out where forces alone matter."""
-    features = _features(plan, dataset)
-    labels = Labels(features, dataset, plan.use_energy)
+    features = _features(plan, dataset, plan.use_stress)
+    labels = Labels(features, dataset, plan.use_energy, plan.use_stress)
     kernel = plan.kernel(length_scale)
-    contraction = GemmContraction(kernel, features.x, plan.descriptor.permutations(plan.group))
-    operator = TrainingOperator(contraction, labels, plan.noise)
+    jets = contraction(kernel, features.x, plan.descriptor.action(plan.group))
+    operator = TrainingOperator(jets, labels, plan.noise)
     solution, account = solve(operator, method, monitor or ForceMonitor(), progress, journal or Journal())
     c, w = labels.spread(solution.view_as(labels.values))
     offset = labels.offset
     if dataset.energy is not None and not plan.use_energy and not judged_by_forces:
-        e, _ = contraction.apply(features.x, c, w)
+        e, _ = jets.apply(features.x, c, w)
         offset = constant_of_energy(e.numpy(), dataset)
     return ForceField(
         numbers=dataset.numbers,
@@ -311,10 +330,11 @@ def check_energies(dataset: Dataset, plan: _Plan) -> None:
         return
     if not np.ptp(dataset.energy) > 0:
         raise DataError("all energies are equal, but the forces are not zero; leave the energies out, or mend them")
-    few = dataset[dataset.sample(min(len(dataset), max(MIN_CHECKED, MAX_CHECKED // dataset.n_atoms)))]
+    most = min(MAX_CHECKED // dataset.n_atoms, _most_searched(plan))
+    few = dataset[dataset.sample(min(len(dataset), max(MIN_SEARCHED + 1, most)))]
     spread = float(_features(plan, few).x.std(0).norm())
     try:
         force_field = _train(replace(plan, use_energy=False), few, GRID[3] * spread, judged_by_forces=True)
     except FitError:  # then the training itself will say so
         return
-    compare_units(force_field.predict(few.positions).energy, few.energy)
+    compare_units(force_field.predict(few.positions, few.periodic_cell).energy, few.energy)

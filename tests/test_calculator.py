@@ -23,7 +23,7 @@ def test_results(atoms, force_field):
     assert atoms.get_potential_energy() == energy
     assert atoms.get_potential_energy(force_consistent=True) == energy
     np.testing.assert_array_equal(atoms.get_forces(), forces)
-    assert gdml.GDMLCalculator.implemented_properties == ["energy", "free_energy", "forces"]
+    assert gdml.GDMLCalculator.implemented_properties == ["energy", "free_energy", "forces", "stress"]
 
 
 def test_forces_by_finite_differences(atoms):

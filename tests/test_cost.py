@@ -126,7 +126,7 @@ def test_choice_by_memory(frames, monkeypatch):
         ({"preconditioner": "magic"}, "unknown preconditioner 'magic'"),
         ({"rank": 0}, "rank must be a positive integer"),
         ({"rank": "many"}, "rank must be a positive integer"),
-        ({"neighbours": -1}, "number of neighbours must be an integer"),
+        ({"neighbours": -1}, "number of neighbours must be 'auto' or an integer"),
         ({"rtol": 0.0}, "rtol must lie between 0 and 1"),
         ({"rtol": 1e-15, "solver": "cg", "rank": 60}, "did not converge"),
     ],

@@ -46,7 +46,7 @@ def test_rotation_translation_inversion(descriptor, positions, rng):
 @descriptors
 def test_action_of_permutations(descriptor, positions):
     group = PermutationGroup.generate([[1, 2, 0, 3, 4], [0, 1, 2, 4, 3]])
-    action = descriptor.permutations(group)
+    action = descriptor.action(group).rows()
     x = descriptor.evaluate(positions).x
     for permutation, row in zip(group.permutations, action, strict=True):
         torch.testing.assert_close(descriptor.evaluate(positions[:, permutation.copy()]).x, x[:, row])

@@ -16,9 +16,9 @@ LAYERS = [
     ["_version", "errors"],
     ["units", "geometry", "kernels", "npz", "progress"],
     ["io", "dataset", "data"],
-    ["symmetry.group", "symmetry.molecules", "symmetry.crystals", "symmetry"],
+    ["symmetry.action", "symmetry.group", "symmetry.molecules", "symmetry.crystals", "symmetry"],
     ["descriptors.inverse_distances", "descriptors.periodic", "descriptors.side_by_side", "descriptors"],
-    ["contractions.gemm", "contractions"],
+    ["contractions.base", "contractions.gemm", "contractions.lattice", "contractions"],
     ["linear"],
     ["operators"],
     [
@@ -39,7 +39,7 @@ LAYERS = [
         "checkpoints",
     ],
     ["sgdml_models", "force_field", "metrics", "selection", "energies", "checks", "crystals", "solution", "training"],
-    ["calculator", "dynamics.classical", "dynamics"],
+    ["calculator", "lattice_dynamics", "dynamics.classical", "dynamics"],
     ["plots", "cli", "__main__"],
 ]
 ORDER = [module for layer in LAYERS for module in layer]

@@ -5,7 +5,7 @@ import torch
 
 import gdml
 from gdml import operators
-from gdml.contractions import GemmContraction
+from gdml.contractions import GemmContraction, gemm
 from gdml.descriptors import InverseDistances
 from gdml.kernels import KERNELS
 from gdml.operators import Labels, TrainingOperator
@@ -18,9 +18,9 @@ def build(frames, kernel="matern52", use_energy=False, symmetry=True, noise=NOIS
     group = gdml.molecular_group(frames) if symmetry else gdml.PermutationGroup.trivial(frames.n_atoms)
     descriptor = InverseDistances(frames.n_atoms)
     features = descriptor.evaluate(torch.tensor(frames.positions))
-    action = descriptor.permutations(group)
+    action = descriptor.action(group)
     contraction = GemmContraction(KERNELS[kernel](scale), features.x, action)
-    return TrainingOperator(contraction, Labels(features, frames, use_energy), noise), action
+    return TrainingOperator(contraction, Labels(features, frames, use_energy), noise), action.rows()
 
 
 def dense(operator):
@@ -100,13 +100,23 @@ def test_leaving_out_rigid_motions_changes_nothing(frames):
 
 
 @cases
+def test_columns_and_blocks_without_dense_dual_jets(frames, use_energy, monkeypatch):
+    operator, _ = build(frames[:5], use_energy=use_energy)
+    some, rows, columns = torch.tensor([0, 70, 21, 22, 44]), torch.tensor([0, 4, 2]), torch.tensor([3, 1, 3])
+    expected, blocks = operator.columns(some), operator.blocks(rows, columns)
+    monkeypatch.setattr(operators, "DENSE", 1)
+    torch.testing.assert_close(operator.columns(some), expected, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(operator.blocks(rows, columns), blocks, rtol=1e-12, atol=1e-13)
+
+
+@cases
 def test_blocks(frames, use_energy, monkeypatch):
     operator, _ = build(frames[:6], use_energy=use_energy)
     size = operator.block_size
     matrix = dense(operator).view(6, size, 6, size)
     rows, columns = torch.tensor([0, 5, 2, 3]), torch.tensor([4, 1, 2, 0])
-    for tile in (operators.PAIR_TILE, 1):
-        monkeypatch.setattr(operators, "PAIR_TILE", tile)
+    for tile in (gemm.PAIR_TILE, 1):
+        monkeypatch.setattr(gemm, "PAIR_TILE", tile)
         found = operator.blocks(rows, columns)
         for block, i, j in zip(found, rows, columns):
             expected = matrix[i, :, j] - NOISE * torch.eye(size) * (i == j)

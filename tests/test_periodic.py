@@ -290,7 +290,7 @@ def test_space_group(kind, atoms, rng):
         row = next(k for k, p in enumerate(group.permutations) if (p == origin).all())
         after = descriptor.evaluate(torch.tensor(moved[origin])[None]).x
         torch.testing.assert_close(descriptor.evaluate(torch.tensor(moved)[None]).x, x, rtol=1e-9, atol=1e-11)
-        torch.testing.assert_close(after, x[:, descriptor.permutations(group)[row]], rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(after, x[:, descriptor.action(group).rows()[row]], rtol=1e-9, atol=1e-11)
 
 
 # Smoothness

@@ -46,7 +46,7 @@ def test_action_of_permutations(parts, positions):
     descriptor = SideBySide(parts, [1.0, 3.0])
     group = PermutationGroup.generate([[1, 2, 0, 3, 4], [0, 1, 2, 4, 3]])
     x = descriptor.evaluate(positions).x
-    for permutation, row in zip(group.permutations, descriptor.permutations(group), strict=True):
+    for permutation, row in zip(group.permutations, descriptor.action(group).rows(), strict=True):
         torch.testing.assert_close(descriptor.evaluate(positions[:, permutation.copy()]).x, x[:, row])
 
 

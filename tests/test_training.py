@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import gdml
 from gdml import memory
 from gdml.errors import DataWarning, EnergyWarning, MemoryBudgetError
 from gdml.geometry import internal_basis
-from gdml.selection import choose_length_scale, hold_out
+from gdml.selection import Chosen, choose_length_scale, hold_out
 from gdml.training import MAX_SEARCH_UNKNOWNS
 
 HERE = Path(__file__).parent
@@ -144,12 +145,23 @@ def test_search_uses_a_sample_of_large_sets(frames, monkeypatch):
 
     def choose(train, *args, **kwargs):
         seen.append(train(20.0))
-        return 20.0
+        return Chosen(20.0, 0.1)
 
     monkeypatch.setattr("gdml.training.choose_length_scale", choose)
     force_field = gdml.fit(frames[:60])
     assert (len(seen[0].y), len(force_field.y)) == (20, 60)
     assert MAX_SEARCH_UNKNOWNS > 2000
+
+
+@pytest.mark.parametrize("best", [10.0, 300.0, 1024.0, 2048.0])
+def test_search_goes_on_where_the_end_of_the_grid_is_best(best, monkeypatch):
+    def evaluate(scale, _):
+        return SimpleNamespace(forces_rmse=abs(np.log(scale / best)))
+
+    monkeypatch.setattr("gdml.selection.evaluate", evaluate)
+    chosen = choose_length_scale(lambda scale: scale, None, spread=1.0)
+    assert abs(np.log2(chosen.length_scale / best)) <= 0.26
+    assert chosen.error == pytest.approx(abs(np.log(chosen.length_scale / best)))
 
 
 def test_search_survives_singular_systems(frames):
@@ -158,7 +170,7 @@ def test_search_survives_singular_systems(frames):
             raise gdml.errors.NotPositiveDefiniteError("singular")
         return gdml.fit(frames[:8], length_scale=length_scale)
 
-    assert choose_length_scale(train, frames[100:110], spread=1.0) < 100
+    assert choose_length_scale(train, frames[100:110], spread=1.0).length_scale < 100
     with pytest.raises(gdml.errors.FitError, match="no length scale between"):
         choose_length_scale(train, frames[100:110], spread=1e3)
 

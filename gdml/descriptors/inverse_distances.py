@@ -1,8 +1,9 @@
 """Powers of the inverse distances between all pairs of atoms."""
 
 import math
+import warnings
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ..errors import DataError, FitError
 from ..geometry import pair_indices, pair_permutation
-from ..symmetry import PermutationGroup
+from ..symmetry import Action, PermutationGroup
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,27 @@ class PairFeatures:
         terms = self.slopes * cotangents[..., None]
         result = terms.new_zeros(len(terms), self.n_atoms, 3)
         return result.index_add_(1, self.first, terms).index_add_(1, self.second, terms, alpha=-1)
+
+    def vjp_many(self, cotangents: Tensor) -> Tensor:
+        """Jᵀ g for many g (M, D, b) on each geometry: (M, 3N, b)."""
+        size, width = self.slopes.shape[1], 3 * self.n_atoms
+        entries = torch.arange(size).repeat_interleave(3)
+        components = torch.arange(3).repeat(size)
+        rows = torch.cat([3 * atoms.repeat_interleave(3) + components for atoms in (self.first, self.second)])
+        order = torch.argsort(rows * size + entries.repeat(2))
+        starts = torch.searchsorted(rows[order], torch.arange(width + 1))
+        result = cotangents.new_empty(len(cotangents), width, cotangents.shape[2])
+        for slopes, g, into in zip(self.slopes, cotangents, result):
+            values = torch.cat([slopes.flatten(), -slopes.flatten()])[order]
+            with warnings.catch_warnings():  # torch calls its sparse matrices a beta version
+                warnings.simplefilter("ignore", UserWarning)
+                transposed = torch.sparse_csr_tensor(starts, entries.repeat(2)[order], values, (width, size))
+            into.copy_(transposed @ g)
+        return result
+
+    def __getitem__(self, frames: Tensor | slice) -> "PairFeatures":
+        """Some of the geometries."""
+        return replace(self, x=self.x[frames], slopes=self.slopes[frames])
 
     def jacobian(self) -> Tensor:
         """J itself, (M, D, 3N)."""
@@ -87,9 +109,9 @@ class PairDescriptor(ABC):
     def evaluate(self, positions: Tensor) -> PairFeatures:
         """Descriptors and Jacobians at positions (M, N, 3), Å."""
 
-    def permutations(self, group: PermutationGroup) -> np.ndarray:
-        """Action of a group on the descriptor: x(R[g]) = x(R)[..., result[g]], as (|S|, D)."""
-        return np.array([pair_permutation(p) for p in group.permutations])
+    def action(self, group: PermutationGroup) -> Action:
+        """How a group permutes the descriptor: x(R[s]) = x(R)[..., action.rows()[s]]."""
+        return Action(*(np.array([pair_permutation(row) for row in rows]) for rows in group.split()))
 
     def explain(self, entry: int, value: float) -> tuple[int, int, float]:
         """What an entry of the descriptor means: its two atoms, and their distance s in Å."""

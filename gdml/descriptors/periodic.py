@@ -20,7 +20,7 @@ have to stand for them; use a supercell where that matters.
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -51,6 +51,10 @@ class PeriodicFeatures(PairFeatures):
     """
 
     strain_slopes: Tensor | None = None
+
+    def __getitem__(self, frames: Tensor | slice) -> "PeriodicFeatures":
+        strain = None if self.strain_slopes is None else self.strain_slopes[frames]
+        return replace(super().__getitem__(frames), strain_slopes=strain)
 
     def strain_vjp(self, cotangents: Tensor) -> Tensor:
         """Derivatives (M, 6) by the strain from a gradient (M, D) on the descriptors.

@@ -1,15 +1,15 @@
 """Several descriptors of pairs as one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import DataError, FitError
-from ..symmetry import PermutationGroup
-from .inverse_distances import PairDescriptor
+from ..symmetry import Action, PermutationGroup
+from .inverse_distances import PairDescriptor, PairFeatures
 from .periodic import PeriodicFeatures
 
 
@@ -94,7 +94,15 @@ class SideBySide:
         options
             As in the parts' `evaluate`: cells and strain for periodic ones.
         """
-        features = [part.evaluate(positions, **options) for part in self.parts]
+        features = []
+        for part in self.parts:
+            known = next(
+                (k for k, other in enumerate(self.parts[: len(features)]) if _same_distances(part, other)), None
+            )
+            if known is None:
+                features.append(part.evaluate(positions, **options))
+            else:
+                features.append(_raised(features[known], part.power / self.parts[known].power))
 
         def joined(name: str) -> Tensor:
             return torch.cat([w * getattr(f, name) for w, f in zip(self.weights, features)], 1)
@@ -103,10 +111,12 @@ class SideBySide:
         strain_slopes = joined("strain_slopes") if options.get("strain") else None
         return PeriodicFeatures(joined("x"), joined("slopes"), first, second, self.n_atoms, strain_slopes)
 
-    def permutations(self, group: PermutationGroup) -> np.ndarray:
-        """Action of a group on the descriptor: x(R[g]) = x(R)[..., result[g]], as (|S|, D)."""
+    def action(self, group: PermutationGroup) -> Action:
+        """How a group permutes the descriptor: x(R[s]) = x(R)[..., action.rows()[s]]."""
         starts = np.cumsum([0, *[part.size for part in self.parts]])
-        return np.concatenate([s + part.permutations(group) for s, part in zip(starts, self.parts)], axis=1)
+        actions = [part.action(group) for part in self.parts]
+        shifted = [(start + a.translations, start + a.cosets) for start, a in zip(starts, actions)]
+        return Action(*(np.concatenate(rows, axis=1) for rows in zip(*shifted)))
 
     def explain(self, entry: int, value: float) -> tuple[int, int, float]:
         """What an entry of the descriptor means: its two atoms, and their distance in Å."""
@@ -119,3 +129,16 @@ class SideBySide:
     def recipe(self) -> dict[str, object]:
         """What a model file needs to make this descriptor again, besides the number of atoms."""
         return {"name": self.name, "parts": [p.recipe() for p in self.parts], "weights": list(self.weights)}
+
+
+def _same_distances(part: PairDescriptor, other: PairDescriptor) -> bool:
+    return replace(part, power=other.power) == other
+
+
+def _raised(features: PairFeatures, exponent: float) -> PairFeatures:
+    """Descriptors to a power, x^e, with their derivatives e x^(e-1)."""
+    x = features.x.pow(exponent)
+    factor = (exponent * x / features.x)[..., None]
+    strain = getattr(features, "strain_slopes", None)
+    more = {} if strain is None else {"strain_slopes": strain * factor}
+    return replace(features, x=x, slopes=features.slopes * factor, **more)

@@ -77,7 +77,7 @@ def run_md(
     interval: int = 10,
     progress: bool = False,
 ) -> MDReport:
-    """Run molecular dynamics of a molecule; `atoms` end in the last state.
+    """Run molecular dynamics of a molecule or crystal; `atoms` end in the last state.
 
     Parameters
     ----------
@@ -125,7 +125,8 @@ def run_md(
     rng = np.random.default_rng(seed)
     thermalize_momenta(atoms, temperature_K=temperature_K, rng=rng)
     Stationary(atoms)
-    ZeroRotation(atoms)
+    if not atoms.pbc.any():
+        ZeroRotation(atoms)
     dynamics = _integrator(atoms, ensemble, timestep_fs, temperature_K, friction_per_fs, rng)
     samples = []
 

@@ -90,6 +90,14 @@ class CrystalGroup(PermutationGroup):
         self.spacegroup = spacegroup
         self.symprec = symprec
 
+    @property
+    def summary(self) -> str:
+        found = f"{len(self.translations)} translations x {len(self.cosets)}"
+        return f"of order {self.order} ({self.spacegroup}; {found})"
+
+    def split(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.translations, self.cosets
+
     def embedded(self, atoms: ArrayLike, n_atoms: int) -> "CrystalGroup":
         atoms = np.asarray(atoms)
         return CrystalGroup(

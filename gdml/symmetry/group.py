@@ -73,6 +73,15 @@ class PermutationGroup:
     def n_atoms(self) -> int:
         return self.permutations.shape[1]
 
+    @property
+    def summary(self) -> str:
+        """What it is, in a few words."""
+        return f"of order {self.order}"
+
+    def split(self) -> tuple[np.ndarray, np.ndarray]:
+        """Translations and representatives of their cosets; of these the identity and all, where none are known."""
+        return self.permutations[:1], self.permutations
+
     def orbits(self) -> list[np.ndarray]:
         """The sets of atoms that the group exchanges, each ascending."""
         representative = self.permutations.min(0)

@@ -1,0 +1,250 @@
+"""Crystals: accuracy beside the descriptor of BIGDML, time, memory, and molecular dynamics.
+
+python benchmarks/crystals.py [time] [translations] [memory] [accuracy] [dynamics]
+"""
+
+import json
+import multiprocessing
+import sys
+import time
+from dataclasses import asdict
+from functools import cache, partial
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import torch
+from ase import Atoms, units
+from ase.build import bulk
+from ase.geometry.rdf import get_rdf
+from ase.md.nose_hoover_chain import IsotropicMTKNPT
+from ase.md.velocitydistribution import Stationary, thermalize_momenta
+from common import DATA, RESULTS, dataset, gemm_gflops, median_seconds, write_result
+
+import gdml
+from gdml.contractions import GemmContraction, LatticeContraction
+from gdml.kernels import Matern52
+
+# Reference structure, and the sizes of training sets for the learning curves.
+SETS = {
+    "KCl": ("kcl64", (6, 12, 20)),
+    "Si": ("si64", (6, 12, 24, 48)),
+    "MgO": ("mgo64", (8, 24)),
+    "NaCl": ("nacl64", (8, 24)),
+    "Al": ("al125_500K", (10,)),
+}
+
+
+def load(name: str) -> tuple[gdml.Dataset, Atoms]:
+    """Frames and the ideal structure."""
+    file = SETS[name][0]
+    return dataset(f"crystals/{file}.extxyz"), ase.io.read(DATA / f"crystals/{file}_reference.extxyz")
+
+
+@cache
+def trained(name: str, n_train: int, kind: str = "default") -> gdml.ForceField:
+    """From the first draw of frames, with the default descriptor or that of BIGDML."""
+    frames, reference = load(name)
+    nearest = gdml.PeriodicInverseDistances(len(reference), reference.cell.array, power=1.0)
+    descriptor = None if kind == "default" else nearest
+    return gdml.fit(frames[frames.sample(n_train)], reference=reference, descriptor=descriptor)
+
+
+def measure_time() -> dict:
+    """KCl, all 26 frames: training, and one force call beside the same sums written out."""
+    frames, reference = load("KCl")
+    start = time.perf_counter()
+    force_field = gdml.fit(frames, reference=reference)
+    seconds = time.perf_counter() - start
+    batch = np.concatenate([frames.positions] * 2)[:32]
+    group = force_field.group
+    written_out = gdml.ForceField(**(_fields(force_field) | {"group": gdml.PermutationGroup(group.permutations)}))
+    calculator = gdml.GDMLCalculator(force_field, warn_outside=False)
+    atoms = frames.to_atoms()[0]
+    atoms.calc = calculator
+
+    def call() -> None:
+        atoms.positions += 1e-6
+        atoms.get_forces()
+
+    return {
+        "n_train": len(frames),
+        "symmetry_order": group.order,
+        "translations": len(group.translations),
+        "train_s": seconds,
+        "length_scale": force_field.length_scale,
+        "solver": force_field.details["solver"],
+        "gemm_GFLOPs_after": gemm_gflops(),
+        "single_ms": 1e3 * median_seconds(lambda: force_field.predict(frames.positions[0]), 20),
+        "batch_ms": 1e3 * median_seconds(lambda: force_field.predict(batch), 5) / len(batch),
+        "ase_call_ms": 1e3 * median_seconds(call, 20),
+        "written_out_single_ms": 1e3 * median_seconds(lambda: written_out.predict(frames.positions[0]), 5),
+        "written_out_batch_ms": 1e3 * median_seconds(lambda: written_out.predict(batch), 1) / len(batch),
+    }
+
+
+def _fields(force_field: gdml.ForceField) -> dict:
+    return {name: getattr(force_field, name) for name in force_field.__dataclass_fields__}
+
+
+def measure_translations() -> list[dict]:
+    """Time of a sum over the group against the number of translations: fcc supercells, ten references."""
+    found = []
+    for shape in ((1, 2, 2), (2, 2, 2), (2, 2, 3), (3, 3, 3), (3, 4, 4), (4, 4, 4), (5, 5, 5)):
+        reference = bulk("Al") * shape
+        group = gdml.crystal_group(reference)
+        descriptor = gdml.SmoothInverseDistances(len(reference), reference.cell.array)
+        rng = np.random.default_rng(0)
+        positions = reference.positions + rng.normal(scale=0.1, size=(10, len(reference), 3))
+        x = descriptor.evaluate(torch.tensor(positions)).x
+        row = {"translations": len(group.translations), "order": group.order, "entries": descriptor.size}
+        for kind in (LatticeContraction, GemmContraction):
+            if kind is GemmContraction and group.order * descriptor.size > 10**7:
+                continue
+            evaluate = kind(Matern52(5.0), x, descriptor.action(group)).bind(None, torch.randn_like(x))
+            name = "fourier_ms" if kind is LatticeContraction else "written_out_ms"
+            row[name] = 1e3 * median_seconds(partial(evaluate, x[:1]), 9)
+        found.append(row)
+        print(row, flush=True)
+    return found
+
+
+def measure_memory() -> dict:
+    """Al, 125 atoms, 100 frames: the whole training in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_train_aluminium)
+
+
+def _train_aluminium() -> dict:
+    frames, reference = load("Al")
+    before, start = _peak(), time.perf_counter()
+    force_field = gdml.fit(frames, reference=reference, progress=True)
+    seconds = time.perf_counter() - start
+    return {
+        "n_train": len(frames),
+        "symmetry_order": force_field.group.order,
+        "unknowns": len(frames) * (3 * frames.n_atoms - 3),
+        "train_s": seconds,
+        "peak_GB": (_peak() - before) / 1e9,
+        "length_scale": force_field.length_scale,
+        "solver": force_field.details["solver"],
+        "single_ms": 1e3 * median_seconds(lambda: force_field.predict(frames.positions[0]), 9),
+    }
+
+
+def _peak() -> int:
+    return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+
+
+def measure_accuracy() -> dict:
+    """Learning curves with the default descriptor, and with nearest images and r^-1 as in BIGDML."""
+    found = {}
+    for name, (_, sizes) in SETS.items():
+        frames, reference = load(name)
+        runs = []
+        for n_train in sizes:
+            drawn = frames.sample(n_train)
+            rest = frames[np.setdiff1d(np.arange(len(frames)), drawn)]
+            run = {"n_train": n_train, "n_test": len(rest)}
+            for kind in ("default", "bigdml"):
+                force_field = trained(name, n_train, kind)
+                errors = gdml.evaluate(force_field, rest)
+                run[kind] = {
+                    "force_mae_meV_per_A": 1e3 * errors.forces_mae,
+                    "energy_mae_meV_per_atom": 1e3 * errors.energy_mae / frames.n_atoms,
+                    "length_scale": force_field.length_scale,
+                }
+            runs.append(run)
+            print(name, run, flush=True)
+        found[name] = {"symmetry_order": force_field.group.order, "runs": runs}
+    return found
+
+
+def measure_dynamics() -> dict:
+    """NVE, and a thermostat whose structure is compared with the reference frames; KCl at constant pressure too."""
+    found = {}
+    for name, n_train, temperature, timestep, steps in (("KCl", 20, 300, 2.0, 3000), ("Al", 10, 500, 2.0, 1500)):
+        frames, reference = load(name)
+        force_field = trained(name, n_train)
+        settings = {"temperature_K": temperature, "timestep_fs": timestep, "steps": steps}
+        nve = gdml.dynamics.run_md(force_field, reference.copy(), ensemble="nve", **settings)
+        trajectory = RESULTS / f"{name}.traj"
+        thermostat = gdml.dynamics.run_md(force_field, reference.copy(), trajectory=trajectory, **settings)
+        run = ase.io.read(trajectory, index=f"{steps // 20}:")
+        trajectory.unlink()
+        found[name] = {
+            "n_train": n_train,
+            "timestep_fs": timestep,
+            "nve": asdict(nve),
+            "langevin": asdict(thermostat),
+            "structure": _structure(run, reference),
+            "structure_of_reference_frames": _structure(frames.to_atoms(), reference),
+        }
+        if name == "KCl":
+            found[name]["npt"] = _constant_pressure(force_field, reference.copy(), temperature, timestep, steps)
+        print(name, found[name], flush=True)
+    return found
+
+
+def _structure(run: list[Atoms], reference: Atoms) -> dict:
+    """Mean square displacement from the ideal sites, and the first peak of the radial distribution."""
+    steps = np.array([atoms.positions - reference.positions for atoms in run])
+    fractions = steps @ np.linalg.inv(reference.cell.array)
+    steps = (fractions - np.round(fractions)) @ reference.cell.array
+    steps -= steps.mean(1, keepdims=True)
+    nearest = np.sort(reference.get_all_distances(mic=True)[0])[1]
+    reach, bins = 0.45 * reference.cell.lengths().min(), 120
+    rdf = np.mean([get_rdf(atoms, reach, bins)[0] for atoms in run[:: max(1, len(run) // 40)]], 0)
+    r = (np.arange(bins) + 0.5) * reach / bins
+    peak = np.argmax(rdf * (np.abs(r - nearest) < 0.2 * nearest))
+    return {
+        "mean_square_displacement_A2": float((steps**2).sum(2).mean()),
+        "first_peak_at_A": float(r[peak]),
+        "first_peak_height": float(rdf[peak]),
+        "r_A": r.round(4).tolist(),
+        "rdf": rdf.round(4).tolist(),
+    }
+
+
+def _constant_pressure(force_field, atoms, temperature, timestep, steps) -> dict:
+    atoms.calc = gdml.GDMLCalculator(force_field, warn_outside=False)
+    thermalize_momenta(atoms, temperature_K=temperature, rng=np.random.default_rng(0))
+    Stationary(atoms)
+    damping = {"tdamp": 50 * timestep * units.fs, "pdamp": 500 * timestep * units.fs}
+    dynamics = IsotropicMTKNPT(atoms, timestep * units.fs, temperature_K=temperature, pressure_au=0.0, **damping)
+    pressures, volumes = [], []
+
+    def sample() -> None:
+        pressures.append(-atoms.get_stress(include_ideal_gas=True)[:3].mean() / units.GPa)
+        volumes.append(atoms.get_volume())
+
+    start = atoms.get_volume()
+    dynamics.attach(sample, interval=5)
+    dynamics.run(steps)
+    half = len(pressures) // 2
+    return {
+        "target_GPa": 0.0,
+        "pressure_GPa": float(np.mean(pressures[half:])),
+        "pressure_std_GPa": float(np.std(pressures[half:])),
+        "volume_over_start": float(np.mean(volumes[half:]) / start),
+        "temperature_K": float(atoms.get_temperature()),
+    }
+
+
+def main() -> None:
+    parts = {
+        "time": measure_time,
+        "translations": measure_translations,
+        "memory": measure_memory,
+        "accuracy": measure_accuracy,
+        "dynamics": measure_dynamics,
+    }
+    for part in sys.argv[1:] or list(parts):
+        result = parts[part]()
+        path = RESULTS / "crystals.json"
+        known = json.loads(path.read_text()) if path.exists() else {}
+        write_result("crystals", {name: known[name] for name in parts if name in known} | {part: result})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Draw the pictures of the documentation from the results.
+
+python benchmarks/figures.py
+"""
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).parent
+FIGURES = HERE.parent / "docs" / "figures"
+
+
+def scaling(result: dict) -> plt.Figure:
+    """Time and memory against the number of geometries."""
+    cases = result["scaling"]
+    figure, axes = plt.subplots(2, len(cases), figsize=(8, 6), sharex="col", layout="constrained")
+    for column, (name, runs) in zip(axes.T, cases.items()):
+        for kind, label in (("cg", "CG"), ("cholesky", "closed form"), ("sgdml", "sGDML 1.0.3")):
+            done = [r for r in runs if "seconds" in r.get(kind, {})]
+            for axis, quantity in zip(column, ("seconds", "peak_GB")):
+                axis.loglog([r["n_train"] for r in done], [r[kind][quantity] for r in done], "o-", label=label)
+        column[0].set_title(name)
+        column[1].set_xlabel("training geometries")
+    axes[0, 0].set_ylabel("training time (s)")
+    axes[1, 0].set_ylabel("memory (GB)")
+    axes[0, 0].legend()
+    return figure
+
+
+def superlinear(result: dict) -> plt.Figure:
+    """Iterations against the rank of the preconditioner."""
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    for colour, (name, case) in zip(("C0", "C1", "C2"), result["decay"].items()):
+        share = [100 * k / case["unknowns"] for k in case["ranks"]]
+        for neighbours, style in (("None", "o--"), ("4", "o-")):
+            label = name + (", multiple of the identity" if neighbours == "None" else ", 4 neighbours")
+            axis.loglog(share, case["iterations"][neighbours], style, color=colour, label=label)
+    axis.loglog([3, 30], [1000, 100], "k:", label="in proportion to 1/k")
+    axis.set_xlabel("rank k (% of the unknowns)")
+    axis.set_ylabel("iterations to a residual of 1e-4")
+    axis.legend(fontsize="small")
+    return figure
+
+
+def learning_curves(result: dict) -> plt.Figure:
+    """Force errors against the number of geometries, beside BIGDML's descriptor."""
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    for k, (name, case) in enumerate(result["accuracy"].items()):
+        n_train = [run["n_train"] for run in case["runs"]]
+        for kind, style in (("default", "o-"), ("bigdml", "s--")):
+            errors = [run[kind]["force_mae_meV_per_A"] for run in case["runs"]]
+            axis.loglog(n_train, errors, style, color=f"C{k}", label=name if kind == "default" else None)
+    axis.set_xlabel("training geometries")
+    axis.set_ylabel("force MAE (meV/Å)")
+    axis.set_title("default (circles), nearest images with 1/r (squares)", fontsize="medium")
+    axis.legend()
+    return figure
+
+
+def translations(result: dict) -> plt.Figure:
+    """Time of a sum over the group against the number of translations."""
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    for kind, label in (("written_out_ms", "written out"), ("fourier_ms", "in Fourier space")):
+        rows = [row for row in result["translations"] if kind in row]
+        axis.loglog([r["order"] * r["entries"] for r in rows], [r[kind] for r in rows], "o", label=label)
+    for row in result["translations"]:
+        place = row["order"] * row["entries"], row["fourier_ms"]
+        axis.annotate(str(row["translations"]), place, xytext=(4, -10), textcoords="offset points", fontsize="small")
+    axis.set_xlabel("order of the group times entries of the descriptor")
+    axis.set_ylabel("time of one prediction (ms)")
+    axis.set_title("numbers: translations", fontsize="medium")
+    axis.legend()
+    return figure
+
+
+def radial_distribution(result: dict) -> plt.Figure:
+    """Of runs with a thermostat, and of the reference frames."""
+    cases = result["dynamics"]
+    figure, axes = plt.subplots(1, len(cases), figsize=(8, 3.5), layout="constrained")
+    for axis, (name, case) in zip(axes, cases.items()):
+        for key, label in (("structure", "dynamics"), ("structure_of_reference_frames", "reference frames")):
+            axis.plot(case[key]["r_A"], case[key]["rdf"], label=label)
+        axis.set_title(f"{name}, {case['langevin']['temperature_K']:.0f} K")
+        axis.set_xlabel("r (Å)")
+    axes[0].set_ylabel("g(r)")
+    axes[0].legend()
+    return figure
+
+
+# Each picture, and the result that it is of.
+PICTURES = {
+    "cg_scaling": (scaling, "cg"),
+    "cg_superlinear": (superlinear, "cg"),
+    "crystals_learning_curves": (learning_curves, "crystals"),
+    "crystals_translations": (translations, "crystals"),
+    "crystals_rdf": (radial_distribution, "crystals"),
+}
+
+
+def main() -> None:
+    plt.rcParams["svg.hashsalt"] = "gdml"  # the same file for the same result
+    FIGURES.mkdir(exist_ok=True)
+    for name, (draw, result) in PICTURES.items():
+        figure = draw(json.loads((HERE / "results" / f"{result}.json").read_text()))
+        figure.savefig(FIGURES / f"{name}.svg", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()

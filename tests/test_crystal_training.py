@@ -1,0 +1,321 @@
+"""Training on crystals, from frames to stress and dynamics: copper by effective medium theory."""
+
+from dataclasses import replace
+
+import ase.io
+import numpy as np
+import pytest
+from ase.build import bulk, fcc111
+from ase.calculators.emt import EMT
+from ase.calculators.fd import calculate_numerical_stress
+from ase.filters import FrechetCellFilter
+from ase.optimize import BFGS
+
+import gdml
+from gdml import contractions, operators
+from gdml.cli import main
+from gdml.descriptors import PeriodicInverseDistances, SideBySide
+from gdml.errors import DataError, DataWarning, EnergyWarning, ModelMismatchError, SymmetryError
+
+# The cells here are small, for speed.
+pytestmark = pytest.mark.filterwarnings("ignore:the shortest lattice vector")
+
+
+def shaken(ideal, n_frames, seed=0):
+    """Frames with random displacements, and their forces."""
+    rng = np.random.default_rng(seed)
+    frames = []
+    for _ in range(n_frames):
+        atoms = ideal.copy()
+        atoms.positions += rng.normal(scale=0.08, size=atoms.positions.shape)
+        atoms.calc = EMT()
+        atoms.get_forces()
+        frames.append(atoms)
+    return frames
+
+
+@pytest.fixture(scope="module")
+def ideal():
+    return bulk("Cu") * (2, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def copper(ideal):
+    return gdml.read(shaken(ideal, 30))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def with_fourier_sums():
+    """Also where they are not faster, as in these small cells."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contractions, "MANY_ENTRIES", 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def force_field(copper, ideal):
+    return gdml.fit(copper[:12], reference=ideal)
+
+
+def test_learns_with_all_symmetries_what_it_does_not_without(copper, force_field, ideal):
+    assert force_field.group.order == 12 * 4  # of the cube, only the rhombohedral part that keeps a 2 x 2 x 3 cell
+    assert isinstance(force_field.descriptor, SideBySide)
+    rest = copper[12:]
+    plain = gdml.fit(copper[:12], symmetry="none", length_scale=force_field.length_scale)
+    symmetric, without = (gdml.evaluate(f, rest).forces_mae for f in (force_field, plain))
+    assert symmetric < 0.2 * without
+    assert symmetric < 0.05 * np.abs(rest.forces).mean()
+
+
+def test_reference_is_found_from_the_frames(copper, force_field):
+    found = gdml.fit(copper[:12], length_scale=force_field.length_scale)
+    assert found.group == force_field.group
+
+
+def test_moves_of_the_lattice_change_nothing(force_field, copper, rng):
+    positions = copper.positions[20]
+    energy, forces, _ = force_field.predict(positions)
+    np.testing.assert_allclose(forces.sum(0), 0, atol=1e-9)
+    images = rng.integers(-2, 3, size=positions.shape) @ force_field.cell
+    for row, moved in [(np.arange(12), positions + images + 0.3)] + [
+        (row, positions[row]) for row in force_field.group.permutations[::7]
+    ]:
+        other = force_field.predict(moved)
+        assert other.energy == pytest.approx(energy, abs=1e-9)
+        np.testing.assert_allclose(other.forces, forces[row], atol=1e-8)
+
+
+def test_stress_by_finite_differences(force_field, copper):
+    atoms = copper.to_atoms()[3]
+    atoms.set_cell(atoms.cell.array @ np.array([[1.01, 0, 0], [0.02, 1, 0], [0, 0.01, 0.98]]), scale_atoms=True)
+    atoms.calc = gdml.GDMLCalculator(force_field, warn_outside=False)
+    expected = calculate_numerical_stress(atoms, eps=1e-5)
+    np.testing.assert_allclose(atoms.get_stress(), expected, atol=1e-8)
+    assert np.abs(expected).min() > 1e-5
+
+
+def test_fourier_sums_are_the_direct_sums(force_field, copper, monkeypatch):
+    assert force_field.group.split()[0].shape == (12, 12)
+    found = []
+    for least in (1, 10**9):
+        monkeypatch.setattr(contractions, "MANY_ENTRIES", least)
+        again = gdml.ForceField(**{k: getattr(force_field, k) for k in force_field.__dataclass_fields__})
+        found.append(again.predict(copper.positions[12:]))
+    found, expected = found
+    np.testing.assert_allclose(found.energy, expected.energy, rtol=1e-10)
+    np.testing.assert_allclose(found.forces, expected.forces, atol=1e-10)
+
+
+def test_saved_and_loaded(force_field, copper, tmp_path):
+    force_field.save(tmp_path / "cu.npz")
+    again = gdml.load(tmp_path / "cu.npz")
+    assert again.group.split()[0].shape == (12, 12)
+    assert again.group.spacegroup == force_field.group.spacegroup
+    np.testing.assert_array_equal(again.predict(copper.positions).forces, force_field.predict(copper.positions).forces)
+    with pytest.raises(ModelMismatchError, match="inverse distances with power 1 only"):
+        force_field.save(tmp_path / "other.npz", format="sgdml")
+
+
+def test_conjugate_gradients_train_as_the_closed_form(copper, ideal, force_field):
+    settings = {"reference": ideal, "length_scale": force_field.length_scale, "noise": 1e-8}
+    closed = gdml.fit(copper[:12], **settings, solver="cholesky")
+    iterative = gdml.fit(copper[:12], **settings, solver="cg", rank=100, rtol=1e-7)
+    left, right = (f.predict(copper.positions[12:]).forces for f in (closed, iterative))
+    np.testing.assert_allclose(left, right, atol=1e-4 * np.abs(left).max())
+
+
+def test_other_descriptor(copper, ideal):
+    nearest = PeriodicInverseDistances(12, ideal.cell.array, power=1.0)
+    force_field = gdml.fit(copper[:6], reference=ideal, descriptor=nearest, length_scale=1.0)
+    assert force_field.descriptor == nearest
+
+
+def test_command_line(copper, ideal, tmp_path, capsys):
+    ase.io.write(tmp_path / "cu.extxyz", shaken(ideal, 14))
+    ase.io.write(tmp_path / "ideal.vasp", ideal)
+    model = str(tmp_path / "m.npz")
+    data = str(tmp_path / "cu.extxyz")
+    train = ["train", data, "--n-train", "8", "--reference", str(tmp_path / "ideal.vasp"), "-o", model, "-q"]
+    assert main(train) == 0
+    assert main(["test", model, data]) == 0
+    assert main(["show", model]) == 0
+    assert "symmetry of order 48 (Fm-3m (225); 12 translations x 4)" in capsys.readouterr().out
+    assert main(["md", model, data, "--temperature", "100", "--steps", "5", "-o", str(tmp_path / "md.traj")]) == 0
+    last = ase.io.read(tmp_path / "md.traj")
+    assert last.pbc.all()
+    np.testing.assert_allclose(last.cell.array, ideal.cell.array, atol=1e-10)
+
+
+# Stress
+
+
+@pytest.fixture(scope="module")
+def cube():
+    """Large enough that no atom is a neighbour twice."""
+    return bulk("Cu", cubic=True) * (2, 2, 2)
+
+
+@pytest.fixture(scope="module")
+def strained(cube):
+    """Frames with cells of their own, and stress."""
+    rng = np.random.default_rng(3)
+    frames = shaken(cube, 18, seed=3)
+    for atoms in frames:
+        atoms.set_cell(atoms.cell.array @ (np.eye(3) + rng.normal(scale=0.01, size=(3, 3))), scale_atoms=True)
+        atoms.get_stress()
+    return gdml.read(frames)
+
+
+def test_stress_is_learned_from_strained_cells(strained, cube):
+    assert strained.cell.shape == (18, 3, 3)
+    training, test = strained[:10], strained[10:]
+    learned = gdml.fit(training, reference=cube, use_stress=True)
+    # From forces alone, nobody knows how the energy changes from cell to cell.
+    with pytest.warns(EnergyWarning, match="disagree with the integrated forces"):
+        blind = gdml.fit(training, reference=cube, length_scale=learned.length_scale)
+    with_stress, without = (gdml.evaluate(f, test) for f in (learned, blind))
+    assert with_stress.stress_mae < 0.3 * without.stress_mae
+    assert with_stress.stress_mae < 0.1 * np.abs(test.stress).mean()
+    assert with_stress.forces_mae < 1.2 * without.forces_mae
+
+
+@pytest.mark.parametrize(("use_energy", "dense"), [(False, operators.DENSE), (True, operators.DENSE), (True, 1)])
+def test_stress_labels_by_conjugate_gradients(strained, cube, use_energy, dense, monkeypatch):
+    monkeypatch.setattr(operators, "DENSE", dense)
+    settings = {"reference": cube, "length_scale": 10.0, "noise": 1e-6, "use_energy": use_energy, "use_stress": True}
+    closed = gdml.fit(strained[:4], **settings, solver="cholesky")
+    iterative = gdml.fit(strained[:4], **settings, solver="cg", rank=60, rtol=1e-8)
+    left, right = (f.predict(strained.positions, strained.cell, stress=True) for f in (closed, iterative))
+    for found, expected in zip(left, right):
+        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_relaxation_of_the_cell(strained, cube):
+    force_field = gdml.fit(strained[:10], reference=cube, use_stress=True)
+    atoms = cube.copy()
+    atoms.set_cell(1.01 * atoms.cell.array, scale_atoms=True)
+    atoms.calc = gdml.GDMLCalculator(force_field, warn_outside=False)
+    BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=0.001, steps=100)
+    expected = cube.copy()
+    expected.calc = EMT()
+    BFGS(FrechetCellFilter(expected), logfile=None).run(fmax=0.001, steps=100)
+    assert atoms.get_volume() == pytest.approx(expected.get_volume(), rel=0.003)
+
+
+# What does not fit
+
+
+def test_cells(copper, ideal):
+    with pytest.raises(DataError, match="has no cell|have no cell"):
+        gdml.fit(gdml.Dataset(copper.positions, copper.numbers, forces=copper.forces, pbc=True))
+    cells = np.repeat(ideal.cell.array[None], 30, 0)
+    cells[4] *= 1.1
+    other = gdml.Dataset(copper.positions, copper.numbers, forces=copper.forces, cell=cells, pbc=True)
+    with pytest.raises(SymmetryError, match="the frames differ in their cells.* give a reference"):
+        gdml.fit(other)
+    with pytest.raises(DataError, match="use_stress needs stress labels"):
+        gdml.fit(replace(copper, stress=None), reference=ideal, use_stress=True)
+
+
+def changed(atoms, **properties):
+    atoms = atoms.copy()
+    for name, value in properties.items():
+        setattr(atoms, name, value)
+    return atoms
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        (lambda a: changed(a, numbers=np.full(12, 28)), SymmetryError, "the reference is Ni12, the frames are Cu12"),
+        (lambda a: changed(a, pbc=(True, True, False)), SymmetryError, "the reference has pbc="),
+        (lambda a: changed(a, cell=1.01 * a.cell.array), SymmetryError, "the cell of the reference"),
+        (lambda a: a[::-1], DataError, "atoms are far from their places .* is their order the same"),
+    ],
+)
+def test_references_that_do_not_fit(copper, ideal, change, error, message):
+    with pytest.raises(error, match=message):
+        gdml.fit(copper[:4], reference=change(ideal), length_scale=1.0)
+
+
+def test_a_cell_that_is_too_small(copper, ideal):
+    with pytest.warns(DataWarning, match="shortest lattice vector, 5.11 Å, is hardly twice .* a larger supercell"):
+        gdml.fit(copper[:4], reference=ideal, length_scale=10.0)
+
+
+@pytest.mark.parametrize("cell", [np.diag([5.0, 5.0, 0.0]), np.ones((3, 3))])
+def test_singular_cells(copper, cell):
+    with pytest.raises((DataError, SymmetryError), match="lattice|singular|cell"):
+        gdml.fit(replace(copper, cell=cell))
+
+
+def test_left_handed_cells(copper, ideal):
+    mirrored = replace(copper[:6], positions=-copper.positions[:6], forces=-copper.forces[:6], cell=-ideal.cell.array)
+    reference = changed(ideal, positions=-ideal.positions, cell=-ideal.cell.array)
+    left = gdml.fit(mirrored, reference=reference, length_scale=10.0)
+    right = gdml.fit(copper[:6], reference=ideal, length_scale=10.0)
+    np.testing.assert_allclose(left.predict(-copper.positions[8]).forces, -right.predict(copper.positions[8]).forces)
+
+
+def test_reference_of_a_molecule(frames, ideal):
+    with pytest.raises(DataError, match="a reference is for periodic geometries"):
+        gdml.fit(frames[:5], reference=ideal)
+
+
+def test_atoms_that_repeat_in_other_directions(force_field, copper):
+    atoms = copper.to_atoms()[0]
+    atoms.pbc = (True, True, False)
+    atoms.calc = gdml.GDMLCalculator(force_field)
+    with pytest.raises(ModelMismatchError, match="the force field is for pbc"):
+        atoms.get_forces()
+
+
+def test_a_slab_has_no_stress():
+    ideal = fcc111("Cu", (2, 2, 2), vacuum=6.0)
+    force_field = gdml.fit(shaken(ideal, 8), length_scale=10.0)
+    assert force_field.pbc == (True, True, False)
+    atoms = shaken(ideal, 1, seed=5)[0]
+    expected = atoms.get_forces()
+    atoms.calc = gdml.GDMLCalculator(force_field)
+    assert np.abs(atoms.get_forces() - expected).mean() < 0.5 * np.abs(expected).mean()
+    with pytest.raises(NotImplementedError, match="no stress"):
+        atoms.get_stress()
+
+
+def test_what_only_crystals_have(frames):
+    force_field = gdml.fit(frames[:10], length_scale=20.0)
+    with pytest.raises(DataError, match="not periodic in the way"):
+        force_field.predict(frames.positions[0], stress=True)
+    with pytest.raises(DataError, match="not periodic in the way"):
+        force_field.predict(frames.positions[0], cell=np.eye(3))
+
+
+# Phonons
+
+
+def test_phonons(copper, ideal):
+    pytest.importorskip("phonopy")
+    reference = bulk("Cu", cubic=True) * (2, 2, 2)
+    force_field = gdml.fit(shaken(reference, 8), reference=reference)
+    phonon = gdml.phonons(force_field, reference)
+    assert len(phonon.primitive) == 1
+    constants = phonon.force_constants
+    np.testing.assert_allclose(constants.sum(1), 0, atol=1e-8)  # acoustic sum rule
+    atoms = reference.copy()
+    atoms.calc = EMT()
+    expected = []
+    for step in (0.01, -0.01):
+        moved = atoms.copy()
+        moved.calc = EMT()
+        moved.positions[0, 0] += step
+        expected.append(-moved.get_forces() / step)
+    expected = sum(expected) / 2
+    np.testing.assert_allclose(constants[0, :, 0], expected, atol=0.02 * np.abs(expected).max())
+
+
+def test_phonons_of_another_structure(force_field, frames):
+    pytest.importorskip("phonopy")
+    with pytest.raises(ModelMismatchError, match="the atoms are Ni"):
+        gdml.phonons(force_field, bulk("Ni") * (2, 2, 3))
+    with pytest.raises(DataError, match="this one is for the molecule C2H6O"):
+        gdml.phonons(gdml.fit(frames[:8], length_scale=20.0), frames.to_atoms()[0])
