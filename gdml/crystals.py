@@ -39,15 +39,15 @@ def unstrained(dataset: Dataset, cell: np.ndarray) -> np.ndarray:
 
 
 def reference_of(dataset: Dataset, reference: Atoms | None) -> Atoms:
-    """The ideal structure: the given one, checked against the frames, or their symmetrised mean.
+    """The ideal structure: the given one, with its atoms in the order of the frames, or their symmetrised mean.
 
     Raises
     ------
     SymmetryError
-        If the given one has other atoms, another order, cell or pbc, or none is
-        given and the frames have no symmetric mean.
+        If the given one has other atoms, another cell or pbc, or none is given and
+        the frames have no symmetric mean.
     DataError
-        If frames are not near to it; the message names them.
+        If frames are not near to it, in any order; the message names them.
 
     Warns
     -----
@@ -59,11 +59,8 @@ def reference_of(dataset: Dataset, reference: Atoms | None) -> Atoms:
         raise SymmetryError("the frames differ in their cells, so that these have no symmetry; give a reference")
     if reference is None:
         reference = symmetrised_reference(dataset.positions, cell, dataset.numbers, dataset.pbc)
-    if not np.array_equal(reference.numbers, dataset.numbers):
-        raise SymmetryError(
-            f"the reference is {reference.symbols}, the frames are {dataset.formula}, or its atoms are in another "
-            "order; sort them as in the frames"
-        )
+    if not np.array_equal(np.sort(reference.numbers), np.sort(dataset.numbers)):
+        raise SymmetryError(f"the reference is {reference.symbols}, the frames are {dataset.formula}")
     if not np.array_equal(reference.pbc, dataset.pbc):
         raise SymmetryError(f"the reference has pbc={reference.pbc.tolist()}, the frames have {list(dataset.pbc)}")
     periodic = np.array(dataset.pbc)
@@ -72,6 +69,8 @@ def reference_of(dataset: Dataset, reference: Atoms | None) -> Atoms:
         raise SymmetryError(
             f"the cell of the reference is {reference.cell[:].tolist()}, the frames have {cell.tolist()}"
         )
+    if not np.array_equal(reference.numbers, dataset.numbers) or _far(dataset, reference, cell)[0].any():
+        reference = _in_their_order(dataset, reference, cell)
     _check_near(dataset, reference, cell)
     _check_size(reference)
     return reference
@@ -90,15 +89,37 @@ def _check_size(reference: Atoms) -> None:
         )
 
 
-def _check_near(dataset: Dataset, reference: Atoms, cell: np.ndarray) -> None:
-    """Raise if an atom is nearer to another place than to its own: frames in another order, or melted."""
+def _in_their_order(dataset: Dataset, reference: Atoms, cell: np.ndarray) -> Atoms:
+    """The reference with its atoms sorted to those of the first frame, each of which takes the nearest place."""
+    steps = unstrained(dataset[:1], cell)[0][:, None] - reference.positions
+    lengths = nearest_images(torch.tensor(steps), cell, dataset.pbc).norm(dim=2).numpy()
+    lengths[dataset.numbers[:, None] != reference.numbers] = np.inf
+    places = lengths.argmin(1)
+    taken, counts = np.unique(places, return_counts=True)
+    if len(taken) < len(places):
+        place = taken[counts.argmax()]
+        atoms = " and ".join(dataset.label(atom) for atom in np.flatnonzero(places == place)[:2])
+        raise DataError(
+            f"the atoms of the reference are in another order than those of the frames, and cannot be sorted: {atoms} "
+            f"of frame {dataset.frame_numbers[0]} are both nearest to atom {place} of the reference"
+        )
+    return reference[places]
+
+
+def _far(dataset: Dataset, reference: Atoms, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which atoms (M, N) are nearer to another place than to their own, and how far they are from it."""
     steps = unstrained(dataset, cell) - reference.positions
     # A common shift is no displacement; that of the first atom is near enough to it to unwrap the others by.
     steps = nearest_images(torch.tensor(steps - steps[:, :1]), cell, dataset.pbc).numpy()
     steps -= steps.mean(1, keepdims=True)
     lengths = np.linalg.norm(steps, axis=2)
     distances = reference.get_all_distances(mic=True) + np.diag(np.full(len(reference), np.inf))
-    far = lengths > FARTHEST * distances.min(1)
+    return lengths > FARTHEST * distances.min(1), lengths
+
+
+def _check_near(dataset: Dataset, reference: Atoms, cell: np.ndarray) -> None:
+    """Raise if an atom is nearer to another place than to its own: frames in another order, or melted."""
+    far, lengths = _far(dataset, reference, cell)
     if far.any():
         frame, atom = np.unravel_index(np.argmax(lengths * far), far.shape)
         raise DataError(

@@ -5,6 +5,7 @@ from dataclasses import replace
 import ase.io
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk, fcc111
 from ase.calculators.emt import EMT
 from ase.calculators.fd import calculate_numerical_stress
@@ -230,12 +231,45 @@ def changed(atoms, **properties):
         (lambda a: changed(a, numbers=np.full(12, 28)), SymmetryError, "the reference is Ni12, the frames are Cu12"),
         (lambda a: changed(a, pbc=(True, True, False)), SymmetryError, "the reference has pbc="),
         (lambda a: changed(a, cell=1.01 * a.cell.array), SymmetryError, "the cell of the reference"),
-        (lambda a: a[::-1], DataError, "atoms are far from their places .* is their order the same"),
+        (lambda a: changed(a, positions=a.positions[[0, 0, *range(2, 12)]]), DataError, "cannot be sorted"),
     ],
 )
 def test_references_that_do_not_fit(copper, ideal, change, error, message):
     with pytest.raises(error, match=message):
         gdml.fit(copper[:4], reference=change(ideal), length_scale=1.0)
+
+
+@pytest.mark.parametrize("numbers", [[29] * 12, [29, 79, 29, 29] * 3], ids=["elemental", "alloy"])
+def test_reference_in_another_order(copper, ideal, numbers, rng):
+    frames, ideal = replace(copper[:6], numbers=np.array(numbers)), changed(ideal, numbers=numbers)
+    ordered = gdml.fit(frames, reference=ideal, length_scale=10.0)
+    shuffled = gdml.fit(frames, reference=ideal[rng.permutation(12)], length_scale=10.0)
+    assert shuffled.group == ordered.group
+    np.testing.assert_allclose(shuffled.w, ordered.w, rtol=1e-6, atol=1e-6 * np.abs(ordered.w).max())
+
+
+def test_one_frame_in_another_order(copper, ideal):
+    positions = copper.positions[:4].copy()
+    positions[2, [3, 7]] = positions[2, [7, 3]]
+    with pytest.raises(DataError, match="frame 2: atoms are far from their places .* is their order the same"):
+        gdml.fit(replace(copper[:4], positions=positions), reference=ideal, length_scale=1.0)
+
+
+def test_an_atom_that_wanders_through_its_host(rng):
+    """The host's group: the atom's place does not break it, wherever it is."""
+    host = bulk("Pd", cubic=True) * 2
+    group = gdml.direct_product([(gdml.crystal_group(host), np.arange(32))], 33)
+    sites = np.array([host.positions[0] + fraction * host.cell.array[0] / 2 for fraction in (0.5, 0.45, 0.4)])
+    ideal = [host + Atoms("H", [site]) for site in sites]
+    frames = gdml.read([atoms for each in ideal for atoms in shaken(each, 6)])
+    force_field = gdml.fit(frames[::2], symmetry=group)
+    without = gdml.fit(frames[::2], symmetry="none", length_scale=force_field.length_scale)
+    errors = [gdml.evaluate(each, frames[1::2]).forces_mae for each in (force_field, without)]
+    assert errors[0] < 0.3 * errors[1]
+    moved = frames.to_atoms()[1]
+    moved.positions[32] += host.cell.array[1] / 2
+    moved.calc = EMT()
+    assert np.abs(force_field.predict(moved.positions).forces - moved.get_forces()).mean() < 2 * errors[0]
 
 
 def test_a_cell_that_is_too_small(copper, ideal):
