@@ -1,6 +1,6 @@
 """Crystals: accuracy beside the descriptor of BIGDML, time, memory, and molecular dynamics.
 
-python benchmarks/crystals.py [time] [translations] [memory] [accuracy] [dynamics]
+python benchmarks/crystals.py [time] [translations] [memory] [accuracy] [cells] [dynamics]
 """
 
 import json
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from ase import Atoms, units
 from ase.build import bulk
+from ase.calculators.tersoff import Tersoff, TersoffParameters
 from ase.geometry.rdf import get_rdf
 from ase.md.nose_hoover_chain import IsotropicMTKNPT
 from ase.md.velocitydistribution import Stationary, thermalize_momenta
@@ -33,6 +34,13 @@ SETS = {
     "NaCl": ("nacl64", (8, 24)),
     "Al": ("al125_500K", (10,)),
 }
+A_SILICON = 5.432  # Å
+IMAGES = 240  # of an atom's surroundings: geometries times operations over atoms
+# J. Tersoff, Phys. Rev. B 38, 9902 (1988): silicon, "Si(C)".
+SILICON = TersoffParameters(
+    A=1830.8, B=471.18, lambda1=2.4799, lambda2=1.7322, lambda3=0.0, beta=1.1e-6, gamma=1.0, m=3.0, n=0.78734,
+    c=1.0039e5, d=16.217, h=-0.59825, R=2.85, D=0.15,
+)  # fmt: skip
 
 
 def load(name: str) -> tuple[gdml.Dataset, Atoms]:
@@ -45,9 +53,15 @@ def load(name: str) -> tuple[gdml.Dataset, Atoms]:
 def trained(name: str, n_train: int, kind: str = "default") -> gdml.ForceField:
     """From the first draw of frames, with the default descriptor or that of BIGDML."""
     frames, reference = load(name)
-    nearest = gdml.PeriodicInverseDistances(len(reference), reference.cell.array, power=1.0)
-    descriptor = None if kind == "default" else nearest
+    descriptor = _descriptor(kind, reference)
     return gdml.fit(frames[frames.sample(n_train)], reference=reference, descriptor=descriptor)
+
+
+def _descriptor(kind: str, reference: Atoms) -> gdml.PeriodicInverseDistances | None:
+    """None for the default one."""
+    if kind == "default":
+        return None
+    return gdml.PeriodicInverseDistances(len(reference), reference.cell.array, power=1.0)
 
 
 def measure_time() -> dict:
@@ -160,6 +174,37 @@ def measure_accuracy() -> dict:
     return found
 
 
+def measure_cells() -> dict:
+    """One potential in cells of three shapes, with as many images of each atom's surroundings in training."""
+    hexagonal = bulk("SiSi", "wurtzite", a=A_SILICON / 2**0.5, c=A_SILICON * (4 / 3) ** 0.5)
+    ideal = {
+        "diamond, cubic cell": bulk("Si", a=A_SILICON, cubic=True) * 2,
+        "diamond, primitive cell": bulk("Si", a=A_SILICON) * 3,
+        "lonsdaleite, hexagonal cell": hexagonal * (3, 3, 2),
+    }
+    found = {}
+    for name, reference in ideal.items():
+        order = gdml.crystal_group(reference).order
+        n_train = round(IMAGES * len(reference) / order)
+        frames = gdml.read([_shaken(reference, seed) for seed in range(n_train + 20)])
+        found[name] = {"n_atoms": len(reference), "symmetry_order": order, "n_train": n_train, "n_test": 20}
+        for kind in ("default", "bigdml"):
+            force_field = gdml.fit(frames[:n_train], reference=reference, descriptor=_descriptor(kind, reference))
+            errors = gdml.evaluate(force_field, frames[n_train:])
+            found[name][kind] = {"force_mae_meV_per_A": 1e3 * errors.forces_mae}
+        print(name, found[name], flush=True)
+    return found
+
+
+def _shaken(reference: Atoms, seed: int) -> Atoms:
+    """Random displacements as thermal ones, labelled by the potential."""
+    atoms = reference.copy()
+    atoms.rattle(0.06, seed=seed)
+    atoms.calc = Tersoff({("Si", "Si", "Si"): SILICON})
+    atoms.get_forces()
+    return atoms
+
+
 def measure_dynamics() -> dict:
     """NVE, and a thermostat whose structure is compared with the reference frames; KCl at constant pressure too."""
     found = {}
@@ -237,6 +282,7 @@ def main() -> None:
         "translations": measure_translations,
         "memory": measure_memory,
         "accuracy": measure_accuracy,
+        "cells": measure_cells,
         "dynamics": measure_dynamics,
     }
     for part in sys.argv[1:] or list(parts):

@@ -16,9 +16,10 @@ import numpy as np
 
 from . import plots
 from ._version import __version__
+from .cli_dynamics import add_md, add_pimd
+from .cli_options import natural
 from .data import ethanol
 from .dataset import Dataset, read, read_structure
-from .dynamics import run_md
 from .errors import INTERRUPTED, DataError, FormatError, GDMLError, GDMLWarning, OutputError
 from .force_field import ForceField, load
 from .metrics import Metrics, compare, evaluate, predict
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         return _fail(error, OutputError.exit_code)
     except KeyboardInterrupt:
-        message = "interrupted; no file is damaged, and gdml train --resume goes on from the last checkpoint"
+        message = "interrupted; no file is damaged; with --resume, gdml train and gdml pimd go on from their last state"
         return _fail(message, INTERRUPTED)
 
 
@@ -176,27 +177,6 @@ def convert(options: argparse.Namespace) -> None:
     print(f"{options.output}: {len(dataset)} geometries of {dataset.formula}")
 
 
-def md(options: argparse.Namespace) -> None:
-    """Molecular dynamics from a structure."""
-    force_field = load(options.model)
-    atoms = read_structure(options.structure, options.index)
-    start = time.perf_counter()
-    report = run_md(
-        force_field,
-        atoms,
-        steps=options.steps,
-        temperature_K=options.temperature,
-        timestep_fs=options.timestep,
-        ensemble=options.ensemble,
-        friction_per_fs=options.friction,
-        seed=options.seed,
-        trajectory=options.output,
-        interval=options.interval,
-        progress=not options.quiet,
-    )
-    print(f"{report}; {options.steps / (time.perf_counter() - start):.0f} steps/s")
-
-
 def demo(options: argparse.Namespace) -> None:
     """The whole job on data that come with the package."""
     folder = options.folder
@@ -258,19 +238,12 @@ def _auto_or_int(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 
-def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is negative")
-    return value
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gdml", description="Kernel force fields from few reference geometries.")
     parser.add_argument("--version", action="version", version=f"gdml {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     data = _data_options()
-    for add in (_add_train, _add_test, _add_show, _add_convert, _add_md, _add_demo):
+    for add in (_add_train, _add_test, _add_show, _add_convert, add_md, add_pimd, _add_demo):
         add(commands, data)
     return parser
 
@@ -291,7 +264,7 @@ def _add_train(commands, data) -> None:
     parser.add_argument("data", type=Path, help="file of geometries with forces")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="MODEL", help="model file to write (.npz)")
     parser.add_argument("--n-train", type=int, metavar="N", help="train on N frames, drawn by energy strata (all)")
-    parser.add_argument("--n-valid", type=_natural, metavar="N", help="hold out N other frames (200, or what is left)")
+    parser.add_argument("--n-valid", type=natural, metavar="N", help="hold out N other frames (200, or what is left)")
     parser.add_argument("--length-scale", type=_auto_or_float, default="auto", metavar="L", help="1/Å, or auto")
     parser.add_argument("--noise", type=_auto_or_float, default="auto", metavar="X", help="1e-10 by default")
     parser.add_argument("--kernel", default="matern52", help="matern52 (default) or gaussian")
@@ -306,7 +279,7 @@ def _add_train(commands, data) -> None:
     parser.add_argument("--neighbours", type=_auto_or_int, default="auto", metavar="M", help=help_text)
     parser.add_argument("--rtol", type=_auto_or_float, default="auto", metavar="X", help="residual where CG ends")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint of a killed training")
-    parser.add_argument("--seed", type=_natural, default=0, help="of the draw of frames (0)")
+    parser.add_argument("--seed", type=natural, default=0, help="of the draw of frames (0)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="parity plot of the held-out frames")
     parser.add_argument("--learning-curve", type=Path, metavar="FILE", help="plot errors at n/8, n/4, n/2 and n")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
@@ -332,23 +305,6 @@ def _add_convert(commands, data) -> None:
     parser.set_defaults(command=convert)
     parser.add_argument("input", type=Path)
     parser.add_argument("output", type=Path)
-
-
-def _add_md(commands, data) -> None:
-    parser = commands.add_parser("md", help="molecular dynamics", description=md.__doc__)
-    parser.set_defaults(command=md)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("structure", type=Path, help="file with the start; its first frame unless --index is given")
-    parser.add_argument("--index", type=int, default=0, help="frame to start from (0)")
-    parser.add_argument("--temperature", type=float, required=True, metavar="K")
-    parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--timestep", type=float, default=0.5, metavar="FS", help="fs (0.5)")
-    parser.add_argument("--ensemble", choices=("langevin", "nve"), default="langevin")
-    parser.add_argument("--friction", type=float, default=0.01, metavar="PER_FS", help="1/fs (0.01)")
-    parser.add_argument("--seed", type=_natural, default=0)
-    parser.add_argument("-o", "--output", type=Path, metavar="TRAJ", help="ASE trajectory to write")
-    parser.add_argument("--interval", type=int, default=10, help="steps between frames (10)")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
 
 
 def _add_demo(commands, data) -> None:

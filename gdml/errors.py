@@ -88,6 +88,10 @@ class CheckpointWarning(GDMLWarning):
     """A checkpoint that could not be written; the training goes on without."""
 
 
+class DynamicsWarning(GDMLWarning):
+    """Dynamics with settings that may not give what they should."""
+
+
 class ExtrapolationWarning(GDMLWarning):
     """A geometry outside the region of the training data."""
 

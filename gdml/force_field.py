@@ -274,6 +274,20 @@ class ForceField:
         """
         return self._excesses(self._features(_tensor(positions)[None], cell).x[0].numpy())
 
+    def farthest_outside(self, positions: Tensor, cells: Tensor | None = None) -> tuple[float, Excess | None]:
+        """Of a batch (M, N, 3), the pair of atoms farthest outside, and by how many widths of its range.
+
+        See `outside`; 0.0 and None where all geometries are inside.
+        """
+        cells = cells if self.is_periodic else None
+        x = self._features(_tensor(positions), None if cells is None else cells.numpy()).x.numpy()
+        low, high = self._region
+        widths = np.maximum(low - x, x - high) / (high - low + 1e-12)
+        geometry, entry = np.unravel_index(np.argmax(widths), widths.shape)
+        if widths[geometry, entry] <= 0:
+            return 0.0, None
+        return float(widths[geometry, entry]), self._excess(int(entry), x[geometry, entry])
+
     def _excesses(self, x: np.ndarray) -> list[Excess]:
         low, high = self._region
         excess = np.maximum(low - x, x - high)

@@ -1,10 +1,11 @@
-"""Pictures: predicted against reference values, and error against training size."""
+"""Pictures: predicted against reference values, error against training size, and path integrals."""
 
 from pathlib import Path
 
 import numpy as np
 
 from .dataset import Dataset
+from .dynamics.estimators import EDGES, Record
 from .errors import MissingExtraError, OutputError
 from .force_field import Prediction
 from .metrics import Metrics, compare
@@ -72,6 +73,35 @@ def plot_learning_curve(sizes: list[int], metrics: list[Metrics], path: str | Pa
         axis.yaxis.set_minor_formatter("{x:g}")
         axis.grid(alpha=0.3, which="both")
     figure.savefig(path, dpi=160)
+
+
+def plot_beads(record: Record, path: str | Path) -> None:
+    """Running averages of path-integral dynamics, and how far beads are from their centroid, by element.
+
+    Raises
+    ------
+    MissingExtraError, OutputError
+        As `plot_parity`.
+    """
+    path = check_picture(path)
+    figure, (energies, spread) = _figure(2)
+    time = record.series("time")[:, 0] / 1000
+    for name, label in (("kinetic_cv", "kinetic, centroid virial"), ("kinetic_td", "kinetic, primitive")):
+        energies.plot(time, _running_mean(record.series(name)), label=label)
+    potential = _running_mean(record.series("potential"))
+    energies.plot(time, potential - potential[-1] + _running_mean(record.series("kinetic_cv"))[-1], label="potential")
+    energies.set(xlabel="time (ps)", ylabel="running mean (eV; potential shifted)")
+    energies.legend(fontsize="small")
+    middle = 0.5 * (EDGES[1:] + EDGES[:-1])
+    for element, counts in zip(record.elements, record.counts, strict=True):
+        spread.plot(middle, counts / max(counts.sum(), 1) / np.diff(EDGES), label=element)
+    spread.set(xlabel="distance of a bead from its centroid (Å)", ylabel="density (1/Å)")
+    spread.legend(fontsize="small")
+    figure.savefig(path, dpi=160)
+
+
+def _running_mean(series: np.ndarray) -> np.ndarray:
+    return np.cumsum(series.mean(1)) / np.arange(1, len(series) + 1)
 
 
 def check_picture(path: str | Path) -> Path:

@@ -6,20 +6,21 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-Report = Callable[[int, int], None]
+Report = Callable[..., None]
 IterationReport = Callable[[int, float, float, Sequence[float]], None]
 
 
 @contextmanager
 def progress_bar(description: str, enabled: bool) -> Iterator[Report | None]:
-    """A callable(done, total) that moves a bar; None where no progress is wanted."""
+    """A callable(done, total, note="") that moves a bar; None where no progress is wanted."""
     if not enabled:
         yield None
         return
     with tqdm(desc=description, delay=1.0, leave=False, dynamic_ncols=True) as bar:
 
-        def report(done: int, total: int) -> None:
+        def report(done: int, total: int, note: str = "") -> None:
             bar.total = total
+            bar.set_postfix_str(note, refresh=False)
             bar.update(done - bar.n)
 
         yield report

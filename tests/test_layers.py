@@ -39,8 +39,16 @@ LAYERS = [
         "checkpoints",
     ],
     ["sgdml_models", "force_field", "metrics", "selection", "energies", "checks", "crystals", "solution", "training"],
-    ["calculator", "lattice_dynamics", "dynamics.classical", "dynamics"],
-    ["plots", "cli", "__main__"],
+    ["calculator", "lattice_dynamics", "dynamics.classical"],
+    ["dynamics.normal_modes", "dynamics.thermostats", "dynamics.barostat", "dynamics.forces", "dynamics.averages"],
+    [
+        "dynamics.ring_polymer",
+        "dynamics.estimators",
+        "dynamics.restarts",
+        "dynamics.path_integrals",
+        "dynamics",
+    ],
+    ["plots", "cli_options", "cli_dynamics", "cli", "__main__"],
 ]
 ORDER = [module for layer in LAYERS for module in layer]
 

@@ -1,5 +1,21 @@
-"""Molecular dynamics with a force field."""
+"""Molecular dynamics with a force field: classical, and with quantum nuclei."""
 
+from .averages import Average, block_average
 from .classical import MDReport, run_md
+from .estimators import Record, write_table
+from .path_integrals import run_pimd
+from .restarts import BeadWriter, Restart
+from .ring_polymer import RingPolymerMD
 
-__all__ = ["MDReport", "run_md"]
+__all__ = [
+    "Average",
+    "BeadWriter",
+    "MDReport",
+    "Record",
+    "Restart",
+    "RingPolymerMD",
+    "block_average",
+    "run_md",
+    "run_pimd",
+    "write_table",
+]

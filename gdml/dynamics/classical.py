@@ -112,7 +112,7 @@ def run_md(
         If the molecule flies apart; the trajectory up to there is kept.
     """
     force_field.check_atoms(atoms.numbers)
-    _check_settings(temperature_K=temperature_K, timestep_fs=timestep_fs, steps=steps, interval=interval)
+    check_settings(temperature_K=temperature_K, timestep_fs=timestep_fs, steps=steps, interval=interval)
     if not 0 <= friction_per_fs < np.inf:
         raise DataError(f"friction_per_fs must not be negative, but it is {friction_per_fs}")
     interval = min(interval, steps)
@@ -165,7 +165,8 @@ def _run(dynamics, atoms, steps, interval, sample, trajectory, progress) -> None
             writer.close()
 
 
-def _check_settings(**settings: float) -> None:
+def check_settings(**settings: float) -> None:
+    """Raise unless all are positive and finite."""
     for name, value in settings.items():
         if not 0 < value < np.inf:
             raise DataError(f"{name} must be positive and finite, but it is {value}")

@@ -1,0 +1,84 @@
+"""Forces on many geometries at once, from whatever can give them."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from ..calculator import GDMLCalculator
+from ..errors import DataError
+from ..force_field import ForceField
+
+
+class Forces(NamedTuple):
+    """Of M geometries: energy (M,) eV, forces (M, N, 3) eV/Å, stress (M, 6) eV/Å³ or None."""
+
+    energy: Tensor
+    forces: Tensor
+    stress: Tensor | None = None
+
+
+# Of positions (M, N, 3), cells (M, 3, 3) or None, and whether stress is wanted.
+BatchedForces = Callable[[Tensor, Tensor | None, bool], Forces]
+
+
+def batched(source: object, atoms: Atoms) -> BatchedForces:
+    """All geometries in one call where the source can, else one by one.
+
+    Parameters
+    ----------
+    source : ForceField, callable, ASE calculator, or None
+        A callable takes positions (M, N, 3), as a tensor, and gives energies (M,)
+        and forces (M, N, 3). None is the calculator of the atoms.
+    atoms : Atoms
+
+    Raises
+    ------
+    DataError
+        If there is nothing that gives forces.
+    ModelMismatchError
+        For a force field of other atoms.
+    """
+    source = atoms.calc if source is None else source
+    if source is None:
+        raise DataError("there are no forces: give a force field, a callable, or atoms with a calculator")
+    if isinstance(source, GDMLCalculator):
+        source = source.force_field
+    if isinstance(source, ForceField):
+        source.check_atoms(atoms.numbers)
+        return _of_force_field(source)
+    if hasattr(source, "get_property"):
+        return _one_by_one(source, atoms)
+    if callable(source):
+        return lambda positions, cells, stress: Forces(*map(torch.as_tensor, source(positions)))
+    raise DataError(f"forces must be a force field, a callable or an ASE calculator, not {source!r}")
+
+
+def _of_force_field(force_field: ForceField) -> BatchedForces:
+    def forces(positions: Tensor, cells: Tensor | None, stress: bool) -> Forces:
+        cells = cells.numpy() if cells is not None and force_field.is_periodic else None
+        return Forces(*force_field.predict(positions, cells, stress))
+
+    return forces
+
+
+def _one_by_one(calculator: object, atoms: Atoms) -> BatchedForces:
+    def single(positions: Tensor, cell: Tensor | None, stress: bool) -> list[Tensor]:
+        geometry = atoms.copy()
+        geometry.set_constraint()
+        geometry.positions = positions.cpu().numpy()
+        if cell is not None:
+            geometry.cell = cell.cpu().numpy()
+        geometry.calc = calculator
+        found = [geometry.get_potential_energy(), geometry.get_forces(), geometry.get_stress() if stress else []]
+        return [torch.tensor(value, dtype=torch.float64) for value in found]
+
+    def forces(positions: Tensor, cells: Tensor | None, stress: bool) -> Forces:
+        each = [None] * len(positions) if cells is None else cells
+        found = [single(*one, stress) for one in zip(positions, each, strict=True)]
+        energy, force, pressure = (torch.stack(values).to(positions.device) for values in zip(*found, strict=True))
+        return Forces(energy, force, pressure if stress else None)
+
+    return forces
