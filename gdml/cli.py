@@ -16,7 +16,7 @@ import numpy as np
 
 from . import plots
 from ._version import __version__
-from .cli_dynamics import add_md, add_pimd
+from .cli_dynamics import add_ipi, add_md, add_pimd
 from .cli_options import natural
 from .data import ethanol
 from .dataset import Dataset, read, read_structure
@@ -243,7 +243,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"gdml {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     data = _data_options()
-    for add in (_add_train, _add_test, _add_show, _add_convert, add_md, add_pimd, _add_demo):
+    for add in (_add_train, _add_test, _add_show, _add_convert, add_md, add_pimd, add_ipi, _add_demo):
         add(commands, data)
     return parser
 

@@ -4,13 +4,16 @@ import argparse
 import time
 from pathlib import Path
 
+from ase.calculators.socketio import SocketClient
+
 from . import plots
+from .calculator import GDMLCalculator
 from .cli_options import natural
 from .dataset import read_structure
 from .dynamics import run_md, run_pimd, write_table
 from .dynamics.normal_modes import PROPAGATORS
 from .dynamics.thermostats import THERMOSTATS
-from .errors import OutputError
+from .errors import DataError, OutputError
 from .force_field import load
 from .npz import check_writable
 
@@ -78,6 +81,20 @@ def pimd(options: argparse.Namespace) -> None:
         plots.plot_beads(record, options.plot)
 
 
+def ipi(options: argparse.Namespace) -> None:
+    """Give forces to a run of i-PI through a socket, or say where the driver is that it loads itself."""
+    if options.path:
+        print(Path(__file__).with_name("ipi_driver.py"))
+        return
+    if options.model is None or options.structure is None:
+        raise DataError("gdml ipi needs a model and a structure (or --path)")
+    atoms = read_structure(options.structure)
+    atoms.calc = GDMLCalculator(options.model)
+    atoms.calc.force_field.check_atoms(atoms.numbers)
+    client = SocketClient(host=options.host, port=options.port, unixsocket=options.unix)
+    client.run(atoms, use_stress=atoms.calc.force_field.pbc == (True, True, True))
+
+
 UNITS = {
     "temperature": "K",
     "temperature_centroid": "K",
@@ -113,6 +130,18 @@ def add_pimd(commands, data) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from --restart; --steps counts from the start")
     parser.add_argument("--samples", type=Path, metavar="FILE", help="table of the estimators (text)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="running averages, and how far beads spread")
+
+
+def add_ipi(commands, data) -> None:
+    """The arguments of ``gdml ipi``."""
+    parser = commands.add_parser("ipi", help="forces for i-PI", description=ipi.__doc__)
+    parser.set_defaults(command=ipi)
+    parser.add_argument("model", type=Path, nargs="?")
+    parser.add_argument("structure", type=Path, nargs="?", help="a geometry, in the order of atoms of i-PI's")
+    parser.add_argument("--path", action="store_true", help="print the path of the driver for <ffdirect>")
+    parser.add_argument("--unix", metavar="NAME", help="name of i-PI's unix socket")
+    parser.add_argument("--host", default="localhost")
+    parser.add_argument("--port", type=int, default=31415)
 
 
 def _add_start(parser: argparse.ArgumentParser) -> None:
