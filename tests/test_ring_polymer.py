@@ -165,7 +165,7 @@ def test_harmonic_oscillator(frequency, n_beads, thermostat, propagator):
 
 @pytest.mark.parametrize("n_beads", [8, 32])
 def test_spread_of_the_estimators(n_beads):
-    """The variance of the primitive estimator grows with P, that of the virial one does not: as known of oscillators."""
+    """The variance of the primitive estimator grows with P, that of the virial one does not."""
     record = sampled(1600, n_beads, steps=1500)
     ring, own = NormalModes(n_beads, TEMPERATURE).frequencies.numpy()[1:] ** 2, (1600 * PER_CM) ** 2
     for name, share in (("kinetic_td", ring / (ring + own)), ("kinetic_cv", own / (ring + own))):
