@@ -1,6 +1,6 @@
 """Crystals: accuracy beside the descriptor of BIGDML, time, memory, and molecular dynamics.
 
-python benchmarks/crystals.py [time] [translations] [memory] [accuracy] [dynamics]
+python benchmarks/crystals.py [time] [translations] [memory] [accuracy] [cells] [dynamics]
 """
 
 import json
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from ase import Atoms, units
 from ase.build import bulk
+from ase.calculators.tersoff import Tersoff, TersoffParameters
 from ase.geometry.rdf import get_rdf
 from ase.md.nose_hoover_chain import IsotropicMTKNPT
 from ase.md.velocitydistribution import Stationary, thermalize_momenta
@@ -23,31 +24,48 @@ from common import DATA, RESULTS, dataset, gemm_gflops, median_seconds, write_re
 
 import gdml
 from gdml.contractions import GemmContraction, LatticeContraction
+from gdml.geometry import nearest_images
 from gdml.kernels import Matern52
 
-# Reference structure, and the sizes of training sets for the learning curves.
+# File, the largest displacement of an atom in frames that are taken, and the sizes of training sets.
 SETS = {
-    "KCl": ("kcl64", (6, 12, 20)),
-    "Si": ("si64", (6, 12, 24, 48)),
-    "MgO": ("mgo64", (8, 24)),
-    "NaCl": ("nacl64", (8, 24)),
-    "Al": ("al125_500K", (10,)),
+    "KCl": ("kcl64", np.inf, (6, 12, 20)),
+    "KCl, displaced by less than 0.40 Å": ("kcl64", 0.40, (12,)),
+    "Si": ("si64", np.inf, (6, 12, 24, 48)),
+    "MgO": ("mgo64", np.inf, (8, 24, 60)),
+    "NaCl": ("nacl64", np.inf, (8, 24, 60)),
+    "Al": ("al125_500K", np.inf, (10,)),
 }
+A_SILICON = 5.432  # Å
+IMAGES = 240  # of an atom's surroundings: geometries times operations over atoms
+# J. Tersoff, Phys. Rev. B 38, 9902 (1988): silicon, "Si(C)".
+SILICON = TersoffParameters(
+    A=1830.8, B=471.18, lambda1=2.4799, lambda2=1.7322, lambda3=0.0, beta=1.1e-6, gamma=1.0, m=3.0, n=0.78734,
+    c=1.0039e5, d=16.217, h=-0.59825, R=2.85, D=0.15,
+)  # fmt: skip
 
 
 def load(name: str) -> tuple[gdml.Dataset, Atoms]:
     """Frames and the ideal structure."""
-    file = SETS[name][0]
-    return dataset(f"crystals/{file}.extxyz"), ase.io.read(DATA / f"crystals/{file}_reference.extxyz")
+    file, most, _ = SETS[name]
+    frames, reference = dataset(f"crystals/{file}.extxyz"), ase.io.read(DATA / f"crystals/{file}_reference.extxyz")
+    steps = nearest_images(torch.tensor(frames.positions - reference.positions), reference.cell.array, (True,) * 3)
+    return frames[np.flatnonzero(steps.norm(dim=2).amax(1).numpy() < most)], reference
 
 
 @cache
-def trained(name: str, n_train: int, kind: str = "default") -> gdml.ForceField:
+def trained(name: str, n_train: int, kind: str) -> gdml.ForceField:
     """From the first draw of frames, with the default descriptor or that of BIGDML."""
     frames, reference = load(name)
-    nearest = gdml.PeriodicInverseDistances(len(reference), reference.cell.array, power=1.0)
-    descriptor = None if kind == "default" else nearest
+    descriptor = _descriptor(kind, reference)
     return gdml.fit(frames[frames.sample(n_train)], reference=reference, descriptor=descriptor)
+
+
+def _descriptor(kind: str, reference: Atoms) -> gdml.PeriodicInverseDistances | None:
+    """None for the default one."""
+    if kind == "default":
+        return None
+    return gdml.PeriodicInverseDistances(len(reference), reference.cell.array, power=1.0)
 
 
 def measure_time() -> dict:
@@ -139,25 +157,58 @@ def _peak() -> int:
 def measure_accuracy() -> dict:
     """Learning curves with the default descriptor, and with nearest images and r^-1 as in BIGDML."""
     found = {}
-    for name, (_, sizes) in SETS.items():
-        frames, reference = load(name)
-        runs = []
-        for n_train in sizes:
-            drawn = frames.sample(n_train)
-            rest = frames[np.setdiff1d(np.arange(len(frames)), drawn)]
-            run = {"n_train": n_train, "n_test": len(rest)}
-            for kind in ("default", "bigdml"):
-                force_field = trained(name, n_train, kind)
-                errors = gdml.evaluate(force_field, rest)
-                run[kind] = {
-                    "force_mae_meV_per_A": 1e3 * errors.forces_mae,
-                    "energy_mae_meV_per_atom": 1e3 * errors.energy_mae / frames.n_atoms,
-                    "length_scale": force_field.length_scale,
-                }
-            runs.append(run)
-            print(name, run, flush=True)
-        found[name] = {"symmetry_order": force_field.group.order, "runs": runs}
+    for name, (_, _, sizes) in SETS.items():
+        order = gdml.crystal_group(load(name)[1]).order
+        found[name] = {"symmetry_order": order, "runs": [accuracy(name, n_train) for n_train in sizes]}
     return found
+
+
+def accuracy(name: str, n_train: int) -> dict:
+    """Errors on the frames that are left of a set."""
+    frames, _ = load(name)
+    rest = frames[np.setdiff1d(np.arange(len(frames)), frames.sample(n_train))]
+    run = {"n_train": n_train, "n_test": len(rest)}
+    for kind in ("default", "bigdml"):
+        force_field = trained(name, n_train, kind)
+        errors = gdml.evaluate(force_field, rest)
+        run[kind] = {
+            "force_mae_meV_per_A": 1e3 * errors.forces_mae,
+            "energy_mae_meV_per_atom": 1e3 * errors.energy_mae / frames.n_atoms,
+            "length_scale": force_field.length_scale,
+        }
+    print(name, run, flush=True)
+    return run
+
+
+def measure_cells() -> dict:
+    """One potential in cells of three shapes, with as many images of each atom's surroundings in training."""
+    hexagonal = bulk("SiSi", "wurtzite", a=A_SILICON / 2**0.5, c=A_SILICON * (4 / 3) ** 0.5)
+    ideal = {
+        "diamond, cubic cell": bulk("Si", a=A_SILICON, cubic=True) * 2,
+        "diamond, primitive cell": bulk("Si", a=A_SILICON) * 3,
+        "lonsdaleite, hexagonal cell": hexagonal * (3, 3, 2),
+    }
+    found = {}
+    for name, reference in ideal.items():
+        order = gdml.crystal_group(reference).order
+        n_train = round(IMAGES * len(reference) / order)
+        frames = gdml.read([_shaken(reference, seed) for seed in range(n_train + 20)])
+        found[name] = {"n_atoms": len(reference), "symmetry_order": order, "n_train": n_train, "n_test": 20}
+        for kind in ("default", "bigdml"):
+            force_field = gdml.fit(frames[:n_train], reference=reference, descriptor=_descriptor(kind, reference))
+            errors = gdml.evaluate(force_field, frames[n_train:])
+            found[name][kind] = {"force_mae_meV_per_A": 1e3 * errors.forces_mae}
+        print(name, found[name], flush=True)
+    return found
+
+
+def _shaken(reference: Atoms, seed: int) -> Atoms:
+    """Random displacements as thermal ones, labelled by the potential."""
+    atoms = reference.copy()
+    atoms.rattle(0.06, seed=seed)
+    atoms.calc = Tersoff({("Si", "Si", "Si"): SILICON})
+    atoms.get_forces()
+    return atoms
 
 
 def measure_dynamics() -> dict:
@@ -165,7 +216,7 @@ def measure_dynamics() -> dict:
     found = {}
     for name, n_train, temperature, timestep, steps in (("KCl", 20, 300, 2.0, 3000), ("Al", 10, 500, 2.0, 1500)):
         frames, reference = load(name)
-        force_field = trained(name, n_train)
+        force_field = trained(name, n_train, "default")
         settings = {"temperature_K": temperature, "timestep_fs": timestep, "steps": steps}
         nve = gdml.dynamics.run_md(force_field, reference.copy(), ensemble="nve", **settings)
         trajectory = RESULTS / f"{name}.traj"
@@ -237,6 +288,7 @@ def main() -> None:
         "translations": measure_translations,
         "memory": measure_memory,
         "accuracy": measure_accuracy,
+        "cells": measure_cells,
         "dynamics": measure_dynamics,
     }
     for part in sys.argv[1:] or list(parts):

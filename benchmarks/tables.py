@@ -149,6 +149,14 @@ def crystals_accuracy(result: dict) -> list[list[str]]:
     return rows
 
 
+def crystals_cells(result: dict) -> list[list[str]]:
+    rows = [["Silicon", "Atoms", "Order", "n", "Force MAE (meV/Å)", "BIGDML's descriptor"]]
+    for name, case in result["cells"].items():
+        sizes = [str(case[key]) for key in ("n_atoms", "symmetry_order", "n_train")]
+        rows.append([name, *sizes, *(f"{case[kind]['force_mae_meV_per_A']:.3g}" for kind in ("default", "bigdml"))])
+    return rows
+
+
 def crystals_time(result: dict) -> list[list[str]]:
     case = result["time"]
     faster = case["written_out_single_ms"] / case["single_ms"]
@@ -216,6 +224,7 @@ TABLES = {
     "cg_tolerance": (cg_tolerance, "cg"),
     "cg_scaling": (cg_scaling, "cg"),
     "crystals_accuracy": (crystals_accuracy, "crystals"),
+    "crystals_cells": (crystals_cells, "crystals"),
     "crystals_time": (crystals_time, "crystals"),
     "crystals_memory": (crystals_memory, "crystals"),
     "crystals_dynamics": (crystals_dynamics, "crystals"),
