@@ -244,7 +244,8 @@ def _structure(run: list[Atoms], reference: Atoms) -> dict:
     steps = (fractions - np.round(fractions)) @ reference.cell.array
     steps -= steps.mean(1, keepdims=True)
     nearest = np.sort(reference.get_all_distances(mic=True)[0])[1]
-    reach, bins = 0.45 * reference.cell.lengths().min(), 120
+    heights = 1 / np.linalg.norm(np.linalg.inv(reference.cell.array), axis=0)
+    reach, bins = 0.48 * heights.min(), 120
     rdf = np.mean([get_rdf(atoms, reach, bins)[0] for atoms in run[:: max(1, len(run) // 40)]], 0)
     r = (np.arange(bins) + 0.5) * reach / bins
     peak = np.argmax(rdf * (np.abs(r - nearest) < 0.2 * nearest))
