@@ -210,6 +210,51 @@ def _structure(structure: dict | None) -> list[str]:
     return [f"{structure['mean_square_displacement_A2']:.4f}", peak]
 
 
+def path_integrals_speed(result: dict) -> list[list[str]]:
+    case = result["speed"]
+    names = {
+        "gdml": "gdml",
+        "ipi_with_gdml": "i-PI, gdml's driver, all beads in one call",
+        "ipi_with_sgdml": "i-PI, sGDML's ASE calculator",
+    }
+    rows = [["Ethanol, 32 beads", "Steps/s", "gdml is faster"]]
+    for key, name in names.items():
+        speed = case["steps_per_s"][key]
+        faster = "" if key == "gdml" else _times(case["steps_per_s"]["gdml"] / speed)
+        rows.append([name, f"{speed:.0f}" if speed > 20 else f"{speed:.1f}", faster])
+    return rows
+
+
+def path_integrals_averages(result: dict) -> list[list[str]]:
+    rows = [["Average", "gdml", "i-PI"]]
+    for name, case in result["averages"].items():
+        unit = "K" if name == "temperature" else "eV"
+        digits = 1 if name == "temperature" else 4
+        cells = [f"{case[kind][0]:.{digits}f} ± {case[kind][1]:.{digits}f} {unit}" for kind in ("gdml", "ipi")]
+        rows.append([name, *cells])
+    return rows
+
+
+def path_integrals_ethanol(result: dict) -> list[list[str]]:
+    rows = [["Ethanol, 300 K", "Energy above the minimum (eV)", "Harmonic modes (eV)", "Kinetic energy (eV)"]]
+    for name, case in result["ethanol"].items():
+        if name.endswith("beads"):
+            energy, kinetic = ("{:.4f} ± {:.4f}".format(*case[key]) for key in ("total_energy_eV", "kinetic_eV"))
+            rows.append([name.replace("1 beads", "1 bead"), energy, f"{case['harmonic_eV']:.4f}", kinetic])
+    return rows
+
+
+def path_integrals_crystal(result: dict) -> list[list[str]]:
+    case = result["crystal"]
+    rows = [["KCl, 64 atoms, 16 beads, 100 K", ""]]
+    mean, error = case["kinetic_meV_per_atom"]
+    rows.append(["kinetic energy (meV/atom)", f"{mean:.2f} ± {error:.2f}, of classical nuclei {case['classical_meV_per_atom']:.2f}"])
+    rows.append(["radius of gyration (Å)", ", ".join(f"{e} {value:.4f}" for e, value in case["gyration_A"].items())])
+    rows.append(["conserved quantity, range in 4 ps (meV/atom)", f"{case['conserved_drift_meV_per_atom']:.2f}"])
+    rows.append(["steps/s", f"{case['steps_per_s']:.1f}"])
+    return rows
+
+
 def _times(factor: float) -> str:
     return f"{factor:.1f} ×" if factor < 10 else f"{factor:.0f} ×"
 
@@ -228,6 +273,10 @@ TABLES = {
     "crystals_time": (crystals_time, "crystals"),
     "crystals_memory": (crystals_memory, "crystals"),
     "crystals_dynamics": (crystals_dynamics, "crystals"),
+    "path_integrals_speed": (path_integrals_speed, "path_integrals"),
+    "path_integrals_averages": (path_integrals_averages, "path_integrals"),
+    "path_integrals_ethanol": (path_integrals_ethanol, "path_integrals"),
+    "path_integrals_crystal": (path_integrals_crystal, "path_integrals"),
 }
 
 
