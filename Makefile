@@ -34,6 +34,7 @@ benchmarks: setup
 	$(BIN)/python benchmarks/dynamics.py
 	$(BIN)/python benchmarks/cg.py
 	$(BIN)/python benchmarks/crystals.py
+	$(BIN)/python benchmarks/path_integrals.py
 	$(BIN)/python benchmarks/tables.py
 	$(BIN)/python benchmarks/figures.py
 

@@ -92,6 +92,33 @@ def radial_distribution(result: dict) -> plt.Figure:
     return figure
 
 
+def beads(result: dict) -> plt.Figure:
+    """Cost of a step, and of its forces, against the number of beads."""
+    rows = result["beads"]
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    for key, label in (("step_ms", "a step"), ("forces_ms", "of it, forces")):
+        axis.loglog([r["n_beads"] for r in rows], [r[key] for r in rows], "o-", label=label)
+    one = rows[0]["step_ms"]
+    axis.loglog([1, 128], [one, 128 * one], "k:", label="in proportion to the beads")
+    axis.set(xlabel="beads", ylabel="time (ms)", ylim=(0.2, 30))
+    axis.legend()
+    return figure
+
+
+def bond_lengths(result: dict) -> plt.Figure:
+    """Of quantum and classical nuclei."""
+    cases = {name: case for name, case in result["ethanol"].items() if name.endswith("beads")}
+    edges = result["ethanol"]["edges_A"]
+    middle = [0.5 * (a + b) for a, b in zip(edges, edges[1:])]
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    for (name, case), style in zip(cases.items(), ("--", "-")):
+        for bond, colour in (("O-H", "C3"), ("C-H", "C0")):
+            axis.plot(middle, case[bond], style, color=colour, label=f"{bond}, {name.replace('1 beads', 'classical')}")
+    axis.set(xlabel="length (Å)", ylabel="density (1/Å)")
+    axis.legend()
+    return figure
+
+
 # Each picture, and the result that it is of.
 PICTURES = {
     "cg_scaling": (scaling, "cg"),
@@ -99,6 +126,8 @@ PICTURES = {
     "crystals_learning_curves": (learning_curves, "crystals"),
     "crystals_translations": (translations, "crystals"),
     "crystals_rdf": (radial_distribution, "crystals"),
+    "path_integrals_beads": (beads, "path_integrals"),
+    "path_integrals_bonds": (bond_lengths, "path_integrals"),
 }
 
 

@@ -201,9 +201,7 @@ def measure_crystal() -> dict:
     run = ring(force_field, reference, **settings)
     record = Record(run)
     run.attach(record, interval=5)
-    start = time.perf_counter()
     run.run(2000)
-    seconds = time.perf_counter() - start
     averages = record.averages()
     gyration = record.r_gyration()
     symbols = np.array(list(reference.symbols))

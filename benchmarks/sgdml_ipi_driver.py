@@ -22,5 +22,9 @@ class SGDMLDriver(ASEDriver):
     def compute_structure(self, cell, pos):
         cell, pos = self.convert_units(cell, pos)
         atoms = Atoms(self.template_ase.numbers, pos, cell=cell, calculator=self.ase_calculator)
-        found = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces(), "stress": np.zeros(6)}
+        found = {
+            "energy": float(np.squeeze(atoms.get_potential_energy())),
+            "forces": atoms.get_forces(),
+            "stress": np.zeros(6),
+        }
         return self.post_process(found, atoms)
