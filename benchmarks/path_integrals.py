@@ -208,7 +208,6 @@ def measure_crystal() -> dict:
     return settings | {
         "n_train": 20,
         "steps": 2000,
-        "steps_per_s": 2000 / seconds,
         "kinetic_meV_per_atom": [1e3 * value / len(reference) for value in averages["kinetic_cv"]],
         "classical_meV_per_atom": 1.5e3 * units.kB * 100.0,
         "conserved_drift_meV_per_atom": 1e3 * float(np.ptp(record.series("conserved"))) / len(reference),
