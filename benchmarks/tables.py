@@ -226,8 +226,6 @@ TABLES = {
     "crystals_accuracy": (crystals_accuracy, "crystals"),
     "crystals_cells": (crystals_cells, "crystals"),
     "crystals_time": (crystals_time, "crystals"),
-    "crystals_memory": (crystals_memory, "crystals"),
-    "crystals_dynamics": (crystals_dynamics, "crystals"),
 }
 
 
