@@ -100,6 +100,7 @@ PICTURES = {
     "cg_superlinear": (superlinear, "cg"),
     "crystals_learning_curves": (learning_curves, "crystals"),
     "crystals_translations": (translations, "crystals"),
+    "crystals_rdf": (radial_distribution, "crystals"),
 }
 
 
