@@ -49,7 +49,7 @@ def superlinear(result: dict) -> plt.Figure:
 
 def learning_curves(result: dict) -> plt.Figure:
     """Force errors against the number of geometries, beside BIGDML's descriptor."""
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
     for k, (name, case) in enumerate(result["accuracy"].items()):
         n_train = [run["n_train"] for run in case["runs"]]
         for kind, style in (("default", "o-"), ("bigdml", "s--")):
@@ -58,7 +58,9 @@ def learning_curves(result: dict) -> plt.Figure:
     axis.set_xlabel("training geometries")
     axis.set_ylabel("force MAE (meV/Å)")
     axis.set_title("default (circles), nearest images with 1/r (squares)", fontsize="medium")
-    axis.legend()
+    axis.set_xticks([6, 10, 20, 60], ["6", "10", "20", "60"])
+    axis.set_xticks([], minor=True)
+    figure.legend(loc="outside right upper", fontsize="small")
     return figure
 
 

@@ -118,6 +118,17 @@ def cg_tolerance(result: dict) -> list[list[str]]:
     return rows
 
 
+def cg_energies(result: dict) -> list[list[str]]:
+    rows = [["Molecule", "n", "Labels", "Iterations", "Force MAE: CG, closed form", "Energy MAE: CG, closed form"]]
+    for name, case in result["energies"].items():
+        for labels, run in case["labels"].items():
+            forces, energies = ("{:.2f}, {:.2f}".format(*run[key]) for key in ("force_mae_meV_per_A", "energy_mae_meV"))
+            rows.append(
+                [name, str(case["n_train"]), labels, str(run["iterations"]), f"{forces} meV/Å", f"{energies} meV"]
+            )
+    return rows
+
+
 def cg_scaling(result: dict) -> list[list[str]]:
     rows = [["Molecule", "n", "CG", "Closed form", "sGDML"]]
     for name, runs in result["scaling"].items():
@@ -271,11 +282,11 @@ TABLES = {
     "cg_training": (cg_training, "cg"),
     "cg_iterations": (cg_iterations, "cg"),
     "cg_tolerance": (cg_tolerance, "cg"),
+    "cg_energies": (cg_energies, "cg"),
     "cg_scaling": (cg_scaling, "cg"),
     "crystals_accuracy": (crystals_accuracy, "crystals"),
     "crystals_cells": (crystals_cells, "crystals"),
     "crystals_time": (crystals_time, "crystals"),
-    "crystals_memory": (crystals_memory, "crystals"),
     "crystals_dynamics": (crystals_dynamics, "crystals"),
     "path_integrals_speed": (path_integrals_speed, "path_integrals"),
     "path_integrals_averages": (path_integrals_averages, "path_integrals"),
