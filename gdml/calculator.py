@@ -3,6 +3,7 @@
 import warnings
 from pathlib import Path
 
+from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 
 from .errors import ExtrapolationWarning, ModelMismatchError
@@ -65,11 +66,20 @@ class GDMLCalculator(Calculator):
         pbc = self.force_field.pbc
         if pbc is None:
             return None
-        if tuple(self.atoms.pbc) != pbc:
-            raise ModelMismatchError(
-                f"the force field is for pbc={list(pbc)}, the atoms have {self.atoms.pbc.tolist()}"
-            )
+        check_pbc(self.force_field, self.atoms)
         return self.atoms.cell.array
+
+
+def check_pbc(force_field: ForceField, atoms: Atoms) -> None:
+    """Raise unless the atoms are periodic in the way of the force field; that of a molecule ignores it.
+
+    Raises
+    ------
+    ModelMismatchError
+    """
+    pbc = force_field.pbc
+    if pbc is not None and tuple(atoms.pbc) != pbc:
+        raise ModelMismatchError(f"the force field is for pbc={list(pbc)}, the atoms have {atoms.pbc.tolist()}")
 
 
 def _describe(excess: list[Excess], atoms) -> str:

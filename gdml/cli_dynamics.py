@@ -4,16 +4,17 @@ import argparse
 import time
 from pathlib import Path
 
+from ase import units
 from ase.calculators.socketio import SocketClient
 
 from . import plots
 from .calculator import GDMLCalculator
 from .cli_options import natural
 from .dataset import read_structure
-from .dynamics import run_md, run_pimd, write_table
+from .dynamics import Average, run_md, run_pimd, write_table
 from .dynamics.normal_modes import PROPAGATORS
 from .dynamics.thermostats import THERMOSTATS
-from .errors import DataError, OutputError
+from .errors import DataError
 from .force_field import load
 from .npz import check_writable
 
@@ -45,8 +46,6 @@ def pimd(options: argparse.Namespace) -> None:
         check_writable(path)
     if options.plot:
         plots.check_picture(options.plot)
-    if options.restart is not None and options.restart.exists() and not options.resume:
-        raise OutputError(f"{options.restart}: here is a run already; go on with it (--resume), or delete it")
     force_field = load(options.model)
     atoms = read_structure(options.structure, options.index)
     start = time.perf_counter()
@@ -67,14 +66,16 @@ def pimd(options: argparse.Namespace) -> None:
         bead_trajectory=options.bead_output,
         restart=options.restart,
         resume=options.resume,
+        start=options.start,
         heat_capacity=options.heat_capacity,
         progress=not options.quiet,
     )
     seconds = time.perf_counter() - start
     for name, average in record.averages().items():
-        print(f"{name:21s} {average} {UNITS.get(name, 'eV')}")
+        unit, factor = UNITS.get(name, ("eV", 1.0))
+        print(f"{name:21s} {Average(average.mean * factor, average.error * factor)} {unit}")
     outside = f"; {record.run.n_outside} looks found beads outside the training region" if record.run.n_outside else ""
-    print(f"{options.steps} steps of {options.beads} beads in {seconds:.1f} s{outside}")
+    print(f"{options.steps} steps of {options.beads} beads; {seconds:.1f} s{outside}")
     if options.samples:
         write_table(record, options.samples)
     if options.plot:
@@ -96,12 +97,12 @@ def ipi(options: argparse.Namespace) -> None:
 
 
 UNITS = {
-    "temperature": "K",
-    "temperature_centroid": "K",
-    "r_gyration": "Å",
-    "heat_capacity": "eV/K",
-    "volume": "Å³",
-    "pressure_cv": "eV/Å³",
+    "temperature": ("K", 1.0),
+    "temperature_centroid": ("K", 1.0),
+    "r_gyration": ("Å", 1.0),
+    "heat_capacity": ("eV/K", 1.0),
+    "volume": ("Å³", 1.0),
+    "pressure_cv": ("GPa", 1 / units.GPa),
 }
 
 
@@ -128,6 +129,7 @@ def add_pimd(commands, data) -> None:
     parser.add_argument("--bead-output", type=Path, metavar="TRAJ", help="ASE trajectory of all beads")
     parser.add_argument("--restart", type=Path, metavar="FILE", help="state to go on from, kept while running (.npz)")
     parser.add_argument("--resume", action="store_true", help="go on from --restart; --steps counts from the start")
+    parser.add_argument("--start", type=Path, metavar="FILE", help="restart file of another run, to take its beads")
     parser.add_argument("--samples", type=Path, metavar="FILE", help="table of the estimators (text)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="running averages, and how far beads spread")
 

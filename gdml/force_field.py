@@ -275,16 +275,19 @@ class ForceField:
         return self._excesses(self._features(_tensor(positions)[None], cell).x[0].numpy())
 
     def farthest_outside(self, positions: Tensor, cells: Tensor | None = None) -> tuple[float, Excess | None]:
-        """Of a batch (M, N, 3), the pair of atoms farthest outside, and by how many widths of its range.
+        """Of a batch (M, N, 3), the pair of atoms whose distance is farthest out of its range in training, and how far.
 
-        See `outside`; 0.0 and None where all geometries are inside.
+        As a multiple of the width of that range (or of 2 % of the distance). Up to half a
+        width all counts as inside, and the result is 0.0 and None.
         """
         cells = cells if self.is_periodic else None
-        x = self._features(_tensor(positions), None if cells is None else cells.numpy()).x.numpy()
-        low, high = self._region
-        widths = np.maximum(low - x, x - high) / (high - low + 1e-12)
+        x = self._features(_tensor(positions).cpu(), None if cells is None else cells.cpu().numpy()).x.numpy()
+        shortest, longest = (self.descriptor.distances(end) for end in reversed(self._range))
+        distances = self.descriptor.distances(x)
+        widths = np.maximum(distances - longest, shortest - distances)
+        widths /= np.maximum(longest - shortest, 0.02 * longest)
         geometry, entry = np.unravel_index(np.argmax(widths), widths.shape)
-        if widths[geometry, entry] <= 0:
+        if not widths[geometry, entry] > 0.5:
             return 0.0, None
         return float(widths[geometry, entry]), self._excess(int(entry), x[geometry, entry])
 

@@ -1,6 +1,6 @@
 """A potential for i-PI that evaluates all beads in one call.
 
-i-PI loads this file by its path, which `gdml ipi-driver` prints:
+i-PI loads this file by its path, which ``gdml ipi --path`` prints:
 
 .. code-block:: xml
 
@@ -11,7 +11,8 @@ i-PI loads this file by its path, which `gdml ipi-driver` prints:
      <batch_size>32</batch_size>
    </ffdirect>
 
-with the number of beads as the batch size.
+with the number of beads as the batch size. Virials are those of crystals; of what is not
+periodic in three directions they are zero, so that no pressure can be kept.
 """
 
 import numpy as np

@@ -5,6 +5,7 @@ import pytest
 import torch
 from ase import Atoms, units
 from ase.build import bulk
+from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms, FixBondLengths, FixCom
 from ase.io import read
@@ -16,6 +17,7 @@ from gdml.dynamics.averages import jackknife
 from gdml.dynamics.normal_modes import HBAR, NormalModes
 from gdml.errors import DataError, DynamicsError, DynamicsWarning, FormatError, ModelMismatchError, OutputError
 
+pytestmark = pytest.mark.filterwarnings("ignore:thermostat=.* keeps what it starts with")
 TEMPERATURE = 300.0
 KT = units.kB * TEMPERATURE
 PER_CM = 2 * np.pi * units._c * 100 / units.second  # angular frequency of one wavenumber
@@ -160,7 +162,7 @@ def test_harmonic_oscillator(frequency, n_beads, thermostat, propagator):
     for name, value in expected.items():
         mean, error = found[name]
         assert abs(mean - value) <= 4 * error + 1e-3 * abs(value), (name, found[name], value)
-        assert error <= 0.05 * abs(value) or name == "heat_capacity"
+        assert error <= 0.05 * abs(value) or (name == "heat_capacity" and frequency > 500)
 
 
 @pytest.mark.parametrize("n_beads", [8, 32])
@@ -232,7 +234,7 @@ def test_replicas_run_as_alone(frames, model):
 def test_calculator_bead_by_bead_as_all_at_once(frames, model):
     atoms = frames.to_atoms()[0]
     ends = []
-    for forces in (model, gdml.GDMLCalculator(model), lambda x: model.predict(x)[:2], _Slow(model)):
+    for forces in (model, gdml.GDMLCalculator(model), lambda x: model.predict(x)[:2], Slow(model)):
         start = atoms.copy()
         run = RingPolymerMD(
             start, 0.5 * units.fs, temperature_K=300, n_beads=4, forces=forces, rng=np.random.default_rng(0)
@@ -243,12 +245,77 @@ def test_calculator_bead_by_bead_as_all_at_once(frames, model):
         torch.testing.assert_close(end, ends[0])
 
 
-class _Slow(gdml.GDMLCalculator):
+class Slow(Calculator):
     """A calculator that is asked for one geometry after another."""
 
-    @property
-    def __class__(self):
-        return object
+    implemented_properties = ["energy", "forces", "stress"]
+
+    def __init__(self, force_field):
+        super().__init__()
+        self.force_field_inside = force_field
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=()):
+        super().calculate(atoms, properties, system_changes)
+        cell = self.atoms.cell.array if self.force_field_inside.is_periodic else None
+        found = self.force_field_inside.predict(self.atoms.positions, cell, "stress" in properties)
+        self.results = {"energy": found.energy, "forces": found.forces, "stress": found.stress}
+
+
+def test_autograd_callable(frames):
+    """Energies and forces that still hang in a graph."""
+
+    def forces(x):
+        x = x.clone().requires_grad_()
+        energy = (x**2).sum((1, 2))
+        return energy, -torch.autograd.grad(energy.sum(), x, create_graph=True)[0]
+
+    run = RingPolymerMD(frames.to_atoms()[0], 0.5, temperature_K=300, n_beads=2, forces=forces)
+    run.run(3)
+    assert not run.positions.requires_grad
+
+
+def test_the_atoms_show_the_centroid(frames, model):
+    """Whenever one can look: at each yield of irun, and after a run with the calculator that they had."""
+    atoms = frames.to_atoms()[0]
+    atoms.calc = calculator = gdml.GDMLCalculator(model, warn_outside=False)
+    run = RingPolymerMD(atoms, 0.5 * units.fs, temperature_K=300, n_beads=4)
+    for _ in run.irun(4):
+        np.testing.assert_array_equal(atoms.positions, run.centroid[0].numpy())
+        assert atoms.get_potential_energy() == pytest.approx(float(run.potential.mean()))
+    run.run(3)
+    np.testing.assert_array_equal(atoms.positions, run.centroid[0].numpy())
+    atoms.calc = calculator
+    run = RingPolymerMD(atoms, 0.5 * units.fs, temperature_K=300, n_beads=4)
+    run.run(3)
+    assert atoms.calc is calculator
+    RingPolymerMD(atoms, 0.5 * units.fs, temperature_K=300, n_beads=4).run(2)
+
+
+def test_start_from_equilibrated_beads():
+    """Without thermostats on the modes, the energy of the start is kept: so take a sampled one."""
+    sampled_run = sampled(1600, 8, steps=600).run
+    atoms, forces = oscillators(1600, 100)
+    settings = {"temperature_K": TEMPERATURE, "n_beads": 8, "forces": forces}
+    for thermostat in ("none", "t-rpmd"):
+        run = RingPolymerMD(atoms, 0.5 * units.fs, thermostat=thermostat, rng=1, **settings)
+        run.start_from(sampled_run.state())
+        record = Record(run)
+        run.attach(record, interval=10)
+        run.run(600)
+        found = record.averages()
+        for name in ("potential", "kinetic_cv"):
+            assert found[name].mean == pytest.approx(1.5 * exact_energy(1600, 8), rel=0.06)
+        temperatures = record.mode_temperatures()
+        assert temperatures.shape == (8,)
+        np.testing.assert_allclose(temperatures, TEMPERATURE, rtol=0.2)
+
+
+def test_a_start_at_one_point_is_warned_about(frames, model):
+    run = RingPolymerMD(
+        frames.to_atoms()[0], 0.2, temperature_K=300, n_beads=4, thermostat="none", forces=model, max_outside=None
+    )
+    with pytest.warns(DynamicsWarning, match="give its state to start_from"):
+        run.run(1)
 
 
 # Constraints
@@ -281,9 +348,9 @@ def test_fixed_atoms_stay(frames, model):
 # Constant pressure
 
 
-def _pressed(pressure, n_beads=1, steps=1000, timestep_fs=4.0, **settings):
+def _pressed(pressure, n_beads=1, steps=1000, timestep_fs=4.0, seed=2, **settings):
     """Copper, whose forces and stress come from ASE's EMT."""
-    atoms = bulk("Cu", cubic=True) * 2
+    atoms = bulk("Cu") * 2
     run = RingPolymerMD(
         atoms,
         timestep_fs * units.fs,
@@ -292,13 +359,40 @@ def _pressed(pressure, n_beads=1, steps=1000, timestep_fs=4.0, **settings):
         forces=EMT(),
         pressure=pressure,
         tau_p=100 * units.fs,
-        rng=np.random.default_rng(2),
+        rng=seed,
         **settings,
     )
     record = Record(run)
     run.attach(record, interval=2)
     run.run(steps)
     return record, atoms
+
+
+@pytest.mark.parametrize("constraint", [None, FixCom()])
+@pytest.mark.parametrize("n_beads", [1, 3])
+def test_volume_of_an_ideal_gas(constraint, n_beads):
+    """(N + 1) kT/p, whether or not the centre of mass is held; which then stays where it is."""
+    pressure = KT / 50.0
+    gas = [Atoms("He3", np.eye(3), cell=[6.0, 6, 6], pbc=True, constraint=constraint) for _ in range(200)]
+    run = RingPolymerMD(
+        gas,
+        20.0 * units.fs,
+        temperature_K=TEMPERATURE,
+        n_beads=n_beads,
+        forces=lambda x, cells=None: (x.new_zeros(len(x)), 0 * x, x.new_zeros(len(x), 6)),
+        pressure=pressure,
+        tau=100 * units.fs,
+        tau_p=1000 * units.fs,
+        rng=3,
+    )
+    record = Record(run)
+    run.attach(record, interval=10)
+    run.run(1500)
+    found = record.averages(discard=0.3)
+    assert abs(found["volume"].mean - 4 * KT / pressure) < 4 * found["volume"].error
+    assert found["volume"].error < 8
+    if constraint:
+        np.testing.assert_allclose(run.centroid.mean(1), 1 / 3, atol=1e-9)
 
 
 def test_pressure_is_kept():
@@ -308,19 +402,33 @@ def test_pressure_is_kept():
     mean, error = found["pressure_cv"]
     # That of a piston is known up to a k T / V.
     assert abs(mean - target) < 4 * error + KT / atoms.get_volume()
-    assert atoms.get_volume() < 0.985 * 8 * 3.61**3
+    assert found["volume"].mean < 0.985 * 8 * 3.61**3 / 4
     assert atoms.get_volume() == pytest.approx(record.series("volume")[-1, 0])
+
+
+def test_a_piston_that_is_too_fast():
+    """Found before the cell is anywhere, with the last good state kept."""
+    atoms = bulk("Cu", cubic=True)
+    settings = {"temperature_K": 300, "n_beads": 2, "forces": EMT(), "pressure": 0.05, "rng": 0}
+    with pytest.warns(DynamicsWarning, match=r"longer than the .* fs that the barostat"):
+        run = RingPolymerMD(atoms, 2 * units.fs, tau_p=5 * units.fs, **settings)
+    with pytest.raises(DynamicsError, match="the volume changes too fast .* is kept"):
+        run.run(2000)
+    assert 20 < atoms.get_volume() < 80
 
 
 @pytest.mark.parametrize("thermostat", ["none", "pile-l"])
 def test_energy_of_the_piston_is_conserved(thermostat):
     spread = []
     for timestep in (4.0, 1.0):
-        steps = round(240 / timestep)
-        record, _ = _pressed(2 * units.GPa, 4, steps, timestep_fs=timestep, thermostat=thermostat)
-        conserved = record.series("conserved")[:, 0]
-        spread.append(np.abs(conserved - conserved[0]).max())
-        assert np.ptp(record.series("volume")) > 1.0
+        errors = []
+        for seed in range(3):
+            settings = {"timestep_fs": timestep, "thermostat": thermostat, "seed": seed}
+            record, _ = _pressed(2 * units.GPa, 2, round(160 / timestep), **settings)
+            conserved = record.series("conserved")[:, 0]
+            errors.append(np.abs(conserved - conserved[0]).max())
+            assert np.ptp(record.series("volume")) > 0.5
+        spread.append(np.mean(errors))
     assert spread[1] < 0.25 * spread[0]
 
 
@@ -340,6 +448,14 @@ def test_block_average_of_correlated_samples(rng):
     assert abs(mean) < 4 * exact
     variance = jackknife(lambda x: x.var(), series)
     assert abs(variance.mean - 1 / (1 - keep**2)) < 4 * variance.error
+
+
+def test_errors_cover_slow_motion():
+    """Where the thermostat is slow beside the run: the spread of many runs against the error that each claims."""
+    runs = sampled(1000, 4, steps=4000, n_replicas=60, tau=100 * units.fs)
+    series = runs.series("potential")[80:]
+    claimed = np.mean([block_average(one).error for one in series.T])
+    assert claimed > 0.7 * series.mean(0).std()
 
 
 def test_too_few_samples():
@@ -407,21 +523,115 @@ def _only_called(self, state, write=gdml.dynamics.Restart.write):
         write(self, state)
 
 
-def test_interrupted(model, frames, tmp_path, monkeypatch):
-    """Ctrl-C keeps the last good state."""
-    step = RingPolymerMD.step
+@pytest.mark.parametrize("where", ["step", "observer", "trajectory", "beads"])
+def test_interrupted(model, frames, tmp_path, monkeypatch, where):
+    """By Ctrl-C, in the middle of a step or of any observer: the same to the last bit."""
+    (tmp_path / "whole").mkdir()
+    whole, end = run_of(model, frames, tmp_path / "whole")
+    owner, name, at = {
+        "step": (RingPolymerMD, "_kick", 17),
+        "observer": (Record, "_count", 30),
+        "trajectory": (RingPolymerMD, "_traj_write_image", 30),
+        "beads": (gdml.dynamics.BeadWriter, "__call__", 30),
+    }[where]
+    original = getattr(owner, name)
 
-    def interrupted(self):
-        if self.nsteps == 17:
+    def interrupted(self, *args, **kwargs):
+        if getattr(self, "run", self) is not None and getattr(getattr(self, "run", None), "nsteps", None) == at:
             raise KeyboardInterrupt
-        step(self)
+        if isinstance(self, RingPolymerMD) and self.nsteps == at:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RingPolymerMD, "step", interrupted)
+        patch.setattr(owner, name, interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_of(model, frames, tmp_path)
-    continued, _ = run_of(model, frames, tmp_path, resume=True)
-    np.testing.assert_array_equal(continued.series("step")[:, 0], np.arange(0, 61, 5))
+    continued, atoms = run_of(model, frames, tmp_path, resume=True)
+    np.testing.assert_array_equal(atoms.positions, end.positions)
+    for sample in whole.samples:
+        np.testing.assert_array_equal(continued.series(sample), whole.series(sample))
+    np.testing.assert_array_equal(continued.counts, whole.counts)
+    for file, n_frames in (("centroid.traj", 13), ("beads.traj", 52)):
+        assert len(read(tmp_path / file, ":")) == n_frames
+
+
+def test_a_step_that_fails_leaves_the_state_before_it(frames, model):
+    """So that trying again is as if nothing had happened."""
+    ends = []
+    for fails in (False, True):
+        calculator, failed = Slow(model), []
+        run = RingPolymerMD(
+            frames.to_atoms()[0],
+            0.5 * units.fs,
+            temperature_K=300,
+            n_beads=3,
+            forces=calculator,
+            rng=0,
+            max_outside=None,
+        )
+        if fails:
+            predict = calculator.calculate
+
+            def broken(*args, failed=failed, predict=predict, run=run, **kwargs):
+                if run.nsteps == 13 and not failed:
+                    failed.append(True)
+                    raise RuntimeError("no convergence")
+                return predict(*args, **kwargs)
+
+            calculator.calculate = broken
+            with pytest.raises(RuntimeError, match="no convergence"):
+                run.run(20)
+            assert run.nsteps == 13
+        run.run(20 - run.nsteps)
+        ends.append(run.positions)
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("settings", [{"pressure_GPa": 1.0}, {"thermostat": "pile-g"}, {"heat_capacity": True}])
+def test_other_ensembles_go_on_too(settings, tmp_path):
+    rng = np.random.default_rng(0)
+    ideal = bulk("Cu", cubic=True) * 2
+    positions = ideal.positions + rng.normal(scale=0.05, size=(4, 32, 3))
+    frames = gdml.Dataset(
+        positions, ideal.numbers, forces=-(positions - ideal.positions), cell=ideal.cell.array, pbc=True
+    )
+    force_field = gdml.fit(frames, reference=ideal, length_scale=20.0, noise=1e-3)
+    common = {"temperature_K": 100, "n_beads": 2, "interval": 5, "restart": tmp_path / "r.npz"} | settings
+    whole = run_pimd(force_field, ideal.copy(), steps=20, **common | {"restart": None})
+    run_pimd(force_field, ideal.copy(), steps=10, **common)
+    continued = run_pimd(force_field, ideal.copy(), steps=20, resume=True, **common)
+    for name in whole.samples:
+        np.testing.assert_array_equal(continued.series(name), whole.series(name))
+    assert "pressure_cv" in whole.averages()
+    if "heat_capacity" in settings:
+        assert "heat_capacity" in continued.averages()
+
+
+def test_what_is_finished_stays(model, frames, tmp_path):
+    _, atoms = run_of(model, frames, tmp_path, steps=20)
+    _, again = run_of(model, frames, tmp_path, steps=20, resume=True)
+    np.testing.assert_array_equal(again.positions, atoms.positions)
+    with pytest.raises(DataError, match="20 steps already, more than the 10 in all"):
+        run_of(model, frames, tmp_path, steps=10, resume=True)
+    with pytest.raises(OutputError, match="here is a run already"):
+        run_of(model, frames, tmp_path, steps=20)
+    with pytest.raises(OutputError, match="no such restart file, and .* would be lost"):
+        run_of(model, frames, tmp_path, steps=20, resume=True, restart=tmp_path / "typo.npz")
+    with pytest.raises(DataError, match="say from which"):
+        run_of(model, frames, tmp_path, steps=20, resume=True, restart=None)
+    with pytest.raises(DataError, match=r"interval \(5 there, 10 here\)"):
+        run_of(model, frames, tmp_path, steps=40, resume=True, interval=10)
+    assert len(read(tmp_path / "beads.traj", ":")) == 5 * 4
+
+
+def test_beads_of_another_run(model, frames, tmp_path):
+    record, _ = run_of(model, frames, tmp_path, steps=20)
+    other = run_pimd(
+        model, frames.to_atoms()[0], steps=5, temperature_K=300, n_beads=4, interval=5, thermostat="t-rpmd",
+        start=tmp_path / "restart.npz",
+    )  # fmt: skip
+    assert other.series("r_gyration")[0] == pytest.approx(record.series("r_gyration")[-1])
 
 
 def test_command_line(model, frames, tmp_path, capsys):
@@ -437,7 +647,7 @@ def test_command_line(model, frames, tmp_path, capsys):
     assert table.shape[0] == 21
     assert (tmp_path / "p.png").stat().st_size > 1000
     assert main([*common, "--steps", "60"]) == 5
-    assert "go on with it (--resume), or delete it" in capsys.readouterr().err
+    assert "go on with it (--resume" in capsys.readouterr().err
     assert main([*common, "--steps", "60", "--resume", *files]) == 0
     assert np.loadtxt(tmp_path / "s.txt").shape[0] == 31
     assert len(read(tmp_path / "c.traj", ":")) == 31
@@ -450,7 +660,8 @@ def test_command_line(model, frames, tmp_path, capsys):
     "settings, message",
     [
         ({"n_beads": 0}, "n_beads must be at least 1"),
-        ({"n_beads": 2.5}, "n_beads must be at least 1"),
+        ({"n_beads": 2.5}, "n_beads must be a whole number"),
+        ({"n_beads": "4"}, "n_beads must be a whole number"),
         ({"temperature_K": 0}, "temperature_K must be positive"),
         ({"temperature_K": -1}, "temperature_K must be positive"),
         ({"timestep": np.nan}, "timestep must be positive"),
@@ -477,6 +688,19 @@ def test_constraints_that_make_no_sense(model, frames):
         RingPolymerMD(atoms, 0.5, temperature_K=300, forces=model)
 
 
+def test_heat_capacity_of_other_ensembles(frames, model):
+    run = RingPolymerMD(frames.to_atoms()[0], 0.2, temperature_K=300, n_beads=2, thermostat="none", forces=model)
+    with pytest.raises(DataError, match="needs a fixed volume"):
+        Record(run, heat_capacity=True)
+
+
+def test_a_start_without_an_energy(frames):
+    with pytest.raises(DynamicsError, match="at the start: the energy of bead 0 of replica 0 is nan"):
+        RingPolymerMD(
+            frames.to_atoms()[0], 0.2, temperature_K=300, n_beads=2, forces=lambda x: (x[:, 0, 0] * np.nan, 0 * x)
+        )
+
+
 def test_other_atoms(model):
     with pytest.raises(ModelMismatchError):
         RingPolymerMD(Atoms("H2O", np.eye(3)), 0.5, temperature_K=300, forces=model)
@@ -484,19 +708,35 @@ def test_other_atoms(model):
 
 def test_replicas_that_differ(model, frames):
     atoms = frames.to_atoms()[0]
-    with pytest.raises(DataError, match="replica 1 is .* unlike replica 0"):
-        RingPolymerMD([atoms, atoms[::-1]], 0.5, temperature_K=300, forces=model)
+    heavy, held = atoms.copy(), atoms.copy()
+    heavy.set_masses([20.0] * len(atoms))
+    held.set_constraint(FixAtoms([0]))
+    for other, message in (
+        (atoms[::-1], "replica 1 is .* unlike replica 0"),
+        (heavy, "other masses"),
+        (held, "other constraints"),
+        (atoms, "given twice"),
+    ):
+        with pytest.raises(DataError, match=message):
+            RingPolymerMD([atoms, other], 0.5, temperature_K=300, forces=model)
 
 
-@pytest.mark.parametrize("propagator, timestep", [("exact", 2.0), ("cayley", 4.0)])
-def test_steps_that_are_too_long(propagator, timestep):
-    atoms, forces = oscillators(3000, 1)
-    settings = {"temperature_K": 300, "n_beads": 32, "forces": forces, "propagator": propagator}
-    with pytest.warns(DynamicsWarning, match="longer than the"):
-        run = RingPolymerMD(atoms, timestep * units.fs, **settings)
+@pytest.mark.parametrize("propagator", ["exact", "cayley"])
+@pytest.mark.parametrize("n_beads", [1, 8, 11, 32])
+def test_longest_step(propagator, n_beads):
+    """Just below, the energy is kept; just above, the run explodes, and was warned about."""
+    atoms, forces = oscillators(3000, 4)
+    settings = {"temperature_K": 300, "n_beads": n_beads, "forces": forces, "propagator": propagator}
+    settings |= {"thermostat": "none", "rng": 0}
+    run = RingPolymerMD(atoms, 0.1 * units.fs, **settings)
     assert run.highest_frequency() == pytest.approx(3000 * PER_CM, rel=1e-6)
-    expected = {"exact": np.pi / (2 * 32 * KT / HBAR), "cayley": 2 / (3000 * PER_CM)}[propagator]
-    assert run.longest_step()[0] == pytest.approx(expected, rel=1e-6)
+    limit, _ = run.longest_step()
+    assert limit <= 2 / (3000 * PER_CM) * (1 + 1e-6)
+    RingPolymerMD([a.copy() for a in atoms], 0.97 * limit, **settings).run(300)
+    with pytest.warns(DynamicsWarning, match="longer than the"):
+        run = RingPolymerMD([a.copy() for a in atoms], 1.03 * limit, **settings)
+    with pytest.raises(DynamicsError, match="the temperature is"):
+        run.run(300)
 
 
 def test_missing_stress(model, frames):
@@ -505,6 +745,10 @@ def test_missing_stress(model, frames):
     atoms.pbc = True
     with pytest.raises(DataError, match="stress"):
         RingPolymerMD(atoms, 0.5, temperature_K=300, forces=model, pressure=0.0)
+    with pytest.raises(DataError, match="a pressure needs stress"):
+        RingPolymerMD(
+            atoms, 0.5, temperature_K=300, forces=lambda x, cells=None: (x.new_zeros(len(x)), 0 * x), pressure=0.0
+        )
 
 
 def test_beads_that_explode(model, frames, tmp_path):
@@ -525,19 +769,30 @@ def test_beads_that_explode(model, frames, tmp_path):
     assert record.series("step")[-1, 0] == 60
 
 
-def test_beads_that_leave_the_training_region(model, frames):
+@pytest.mark.parametrize("length, stops", [(1.25, False), (1.6, True), (3.0, True)])
+def test_beads_that_leave_the_training_region(model, frames, length, stops):
+    """The bond of the hydroxyl group, 0.95 to 1.1 Å in training or so, with the default setting."""
     atoms = frames.to_atoms()[0]
-    run = RingPolymerMD(atoms, 0.5 * units.fs, temperature_K=300, n_beads=4, forces=model, max_outside=1e-9)
-    run._q[:, 0, 3] += 2.0
-    run._p *= 0
-    with pytest.raises(DynamicsError, match="apart, in training|the temperature is"):
-        run.run(20)
+    distances = atoms.get_all_distances()
+    oxygen = list(atoms.symbols).index("O")
+    hydrogen = next(i for i in np.argsort(distances[oxygen]) if atoms.symbols[i] == "H")
+    atoms.set_distance(oxygen, hydrogen, length, fix=0)
+    run = RingPolymerMD(atoms, 1e-3 * units.fs, temperature_K=1e-3, n_beads=2, forces=lambda x: (0 * x[:, 0, 0], 0 * x))
+    run.source = model
+    if stops:
+        with pytest.raises(DynamicsError, match=f"O{oxygen}|H{hydrogen}.* apart, in training"):
+            run.run(10)
+    else:
+        run.run(10)
 
 
 def test_restart_of_another_run(model, frames, tmp_path):
     run_of(model, frames, tmp_path, steps=20)
     with pytest.raises(DataError, match=r"it differs in n_beads \(4 there, 8 here\)"):
         run_of(model, frames, tmp_path, resume=True, n_beads=8)
+    run_of(model, frames, tmp_path, steps=25, resume=True, temperature_K=300.0)
+    with pytest.raises(DataError, match="it differs in forces"):
+        run_of(gdml.fit(frames[:20], length_scale=20.0), frames, tmp_path, resume=True)
     (tmp_path / "restart.npz").write_bytes((tmp_path / "restart.npz").read_bytes()[:500])
     with pytest.raises(FormatError, match="cut short"):
         run_of(model, frames, tmp_path, resume=True)
@@ -550,4 +805,7 @@ def test_a_trajectory_that_is_gone(model, frames, tmp_path):
     run_of(model, frames, tmp_path, steps=20)
     (tmp_path / "beads.traj").unlink()
     with pytest.raises(OutputError, match=r"beads.traj: the trajectory .* is not there"):
+        run_of(model, frames, tmp_path, resume=True)
+    (tmp_path / "beads.traj").write_text("something else")
+    with pytest.raises(FormatError, match=r"beads.traj: this trajectory cannot be read"):
         run_of(model, frames, tmp_path, resume=True)

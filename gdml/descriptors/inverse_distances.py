@@ -118,6 +118,10 @@ class PairDescriptor(ABC):
         first, second = pair_indices(self.n_atoms)
         return int(second[entry]), int(first[entry]), float(value ** (-1.0 / self.power))
 
+    def distances(self, x: np.ndarray) -> np.ndarray:
+        """The distances s (..., D) in Å that entries (..., D) stand for."""
+        return x ** (-1.0 / self.power)
+
     def recipe(self) -> dict[str, object]:
         """What a model file needs to make this descriptor again, besides the number of atoms."""
         return {"name": self.name, "power": self.power}

@@ -126,6 +126,12 @@ class SideBySide:
             entry -= part.size
         raise IndexError(f"the descriptor has {self.size} entries, and so no entry {self.size + entry}")
 
+    def distances(self, x: np.ndarray) -> np.ndarray:
+        """The distances (..., D) in Å that entries (..., D) stand for."""
+        ends = np.cumsum([part.size for part in self.parts])[:-1]
+        parts = zip(self.parts, self.weights, np.split(x, ends, axis=-1), strict=True)
+        return np.concatenate([part.distances(values / weight) for part, weight, values in parts], -1)
+
     def recipe(self) -> dict[str, object]:
         """What a model file needs to make this descriptor again, besides the number of atoms."""
         return {"name": self.name, "parts": [p.recipe() for p in self.parts], "weights": list(self.weights)}

@@ -4,7 +4,7 @@ from .averages import Average, block_average
 from .classical import MDReport, run_md
 from .estimators import Record, write_table
 from .path_integrals import run_pimd
-from .restarts import BeadWriter, Restart
+from .restarts import BeadWriter, Restart, read_state
 from .ring_polymer import RingPolymerMD
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Restart",
     "RingPolymerMD",
     "block_average",
+    "read_state",
     "run_md",
     "run_pimd",
     "write_table",

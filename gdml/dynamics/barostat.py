@@ -11,9 +11,11 @@ class Barostat:
 
     With V = V_0 e^{3 ε} and the conjugate momentum p_ε of mass W, the motion is that of
 
-    .. math:: H + P (p_{ext} V - k_B T \ln V) + p_\epsilon^2 / 2 W
+    .. math:: H + P (p_{ext} V - f k_B T \ln V) + p_\epsilon^2 / 2 W
 
-    with centroid positions that scale as e^ε and momenta as e^{-ε}.
+    with centroid positions that scale as e^ε and momenta as e^{-ε}. The factor f is one
+    for the change from ε to V, and two where the centre of mass is held, which could be
+    anywhere in V.
 
     Source: M. Ceriotti, J. More, D. E. Manolopoulos, Comput. Phys. Commun. 185, 1019
     (2014); G. Bussi, T. Zykova-Timan, M. Parrinello, J. Chem. Phys. 130, 074101 (2009).
@@ -30,6 +32,9 @@ class Barostat:
     thermalized : bool
         Whether the piston has a Langevin thermostat, with the same τ.
     timestep : float
+    holds_com : bool
+        Whether the centre of mass is held.
+    device : str
 
     Attributes
     ----------
@@ -37,11 +42,22 @@ class Barostat:
         p_ε.
     """
 
-    def __init__(self, pressure: float, tau: float, temperature: float, shape: tuple, thermalized: bool, timestep):
+    def __init__(
+        self,
+        pressure: float,
+        tau: float,
+        temperature: float,
+        shape: tuple[int, int, int, int],
+        thermalized: bool,
+        timestep: float,
+        holds_com: bool,
+        device: str,
+    ):
         self.pressure, self.temperature, self.n_beads = pressure, temperature, shape[1]
         self.tau = tau
         self.mass = 3 * shape[2] * temperature * tau**2
-        self.momentum = torch.zeros(shape[0], dtype=torch.float64)
+        self.momentum = torch.zeros(shape[0], dtype=torch.float64, device=device)
+        self.factor = 2 if holds_com else 1
         self.keep = math.exp(-timestep / tau) if thermalized else 1.0
 
     def __str__(self) -> str:
@@ -50,7 +66,7 @@ class Barostat:
     def kick(self, time: float, p: Tensor, f: Tensor, masses: Tensor, virial: Tensor, volume: Tensor) -> None:
         """Change of p_ε while constant forces f act on the centroid's momenta p, both (R, N, 3)."""
         twice_kinetic = ((p**2 * time + p * f * time**2 + f**2 * time**3 / 3) / masses).sum((1, 2))
-        steady = -virial - 3 * self.n_beads * self.pressure * volume + 3 * self.temperature
+        steady = -virial - 3 * self.n_beads * self.pressure * volume + 3 * self.factor * self.temperature
         self.momentum = self.momentum + twice_kinetic + time * steady
 
     def drift(self, time: float, q: Tensor, p: Tensor, masses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,12 +81,12 @@ class Barostat:
     def thermalize(self, generator: torch.Generator) -> Tensor:
         """A step of the piston's thermostat; returns the heat (R,) that it took."""
         before = self.momentum**2 / (2 * self.mass)
-        noise = torch.randn(len(self.momentum), dtype=torch.float64, device=generator.device, generator=generator)
+        noise = torch.randn(self.momentum.shape, dtype=torch.float64, device=generator.device, generator=generator)
         kick = math.sqrt(self.mass * self.temperature * (1 - self.keep**2))
         self.momentum = self.keep * self.momentum + kick * noise
         return before - self.momentum**2 / (2 * self.mass)
 
     def energy(self, volume: Tensor) -> Tensor:
         """Of the piston (R,), summed over beads, eV."""
-        work = self.n_beads * self.pressure * volume - self.temperature * volume.log()
+        work = self.n_beads * self.pressure * volume - self.factor * self.temperature * volume.log()
         return self.momentum**2 / (2 * self.mass) + work

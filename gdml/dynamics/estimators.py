@@ -9,7 +9,7 @@ For P beads at inverse temperature β, with the centroid :math:`\bar q`:
   :math:`3N/2\beta - \frac{1}{2P} \sum_j (q_j - \bar q) \cdot f_j`, whose spread does not grow with P;
 * ``temperature``: of the momenta of all modes, and ``temperature_centroid``;
 * ``conserved``: per bead, what a run without errors of the time step keeps;
-* ``pressure_cv``, ``volume``: of crystals, where stress is known;
+* ``pressure_cv`` (eV/Å³), ``volume``: of crystals, where stress is known;
 * ``r_gyration``: root mean square distance (R, N) of beads from their centroid, Å.
 
 Source: M. F. Herman, E. J. Bruskin, B. J. Berne, J. Chem. Phys. 76, 5150 (1982);
@@ -24,6 +24,7 @@ import torch
 from ase import units
 from torch import Tensor
 
+from ..errors import DataError
 from .averages import Average, block_average, jackknife
 from .ring_polymer import CHECK_INTERVAL, RingPolymerMD
 
@@ -45,11 +46,12 @@ def properties(run: RingPolymerMD) -> dict[str, Tensor]:
         "temperature_centroid": _temperature(run.mode_kinetic()[:, 0], n_free, run.n_beads),
         "r_gyration": (relative**2).sum(3).mean(1).sqrt(),
     }
-    if run.cells is not None:
+    if run.atoms.pbc.all():
         found["volume"] = run.volume
     if run.stress is not None:
-        trace = run.stress[..., :3].sum(-1).mean(1)
-        found["pressure_cv"] = 2 * found["kinetic_cv"] / (3 * run.volume) - trace / 3
+        # The centre of mass presses too, also where it is held.
+        kinetic = 2 * found["kinetic_cv"] / 3 + (kt if run.holds_com else 0.0)
+        found["pressure_cv"] = kinetic / run.volume - run.stress[..., :3].sum(-1).mean(1) / 3
     return found
 
 
@@ -85,7 +87,8 @@ class Record:
     ----------
     run : RingPolymerMD
     heat_capacity : bool
-        Whether to sample for it too, which takes two more force evaluations.
+        Whether to sample for it too, which takes two more force evaluations; at a fixed
+        volume, with a thermostat on all modes.
 
     Attributes
     ----------
@@ -97,7 +100,10 @@ class Record:
     """
 
     def __init__(self, run: RingPolymerMD, heat_capacity: bool = False):
+        if heat_capacity and (run.barostat or run.kind not in ("pile-l", "pile-g")):
+            raise DataError("the heat capacity needs a fixed volume, and the thermostat 'pile-l' or 'pile-g'")
         self.run, self.heat_capacity = run, heat_capacity
+        run.records.append(self)
         self.samples: dict[str, list[np.ndarray]] = {}
         self.elements = sorted(set(run.atoms.symbols))
         self.counts = np.zeros((len(self.elements), len(EDGES) - 1), dtype=np.int64)
@@ -105,7 +111,7 @@ class Record:
 
     def __call__(self) -> None:
         found = {"step": torch.tensor([self.run.nsteps]), "time": torch.tensor([self.run.get_time() / units.fs])}
-        found |= properties(self.run)
+        found |= properties(self.run) | {"_modes": self.run.mode_kinetic()}
         if self.heat_capacity:
             found["_epsilon"], found["_curvature"] = double_virial(self.run)
         for name, value in found.items():
@@ -145,6 +151,7 @@ class Record:
         if samples:
             self.counts = samples.pop("counts")
         self.samples = {name: list(values) for name, values in samples.items()}
+        self._recent.clear()
 
     def averages(self, discard: float = 0.2) -> dict[str, Average]:
         """Means with standard errors, after a first part of the samples (a fraction) is thrown away.
@@ -173,6 +180,14 @@ class Record:
             return units.kB * (beta**2 * e.var() + constant - beta * c.mean())
 
         return jackknife(capacity, epsilon, curvature)
+
+    def mode_temperatures(self, discard: float = 0.2) -> np.ndarray:
+        """Mean temperature (P,) of each mode of the ring, K; the first is that of the centroid."""
+        series = self.series("_modes")
+        kinetic = series[int(discard * len(series)) :].mean((0, 1))
+        n_free = np.full(self.run.n_beads, self.run.n_moving)
+        n_free[0] = self.run.n_free
+        return 2 * kinetic / (np.maximum(n_free, 1) * units.kB * self.run.n_beads)
 
     def r_gyration(self, discard: float = 0.2) -> np.ndarray:
         """Root mean square distance (N,) of each atom's beads from their centroid, Å."""

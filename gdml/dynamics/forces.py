@@ -7,7 +7,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from ..calculator import GDMLCalculator
+from ..calculator import GDMLCalculator, check_pbc
 from ..errors import DataError
 from ..force_field import ForceField
 
@@ -31,7 +31,8 @@ def batched(source: object, atoms: Atoms) -> BatchedForces:
     ----------
     source : ForceField, callable, ASE calculator, or None
         A callable takes positions (M, N, 3), as a tensor, and gives energies (M,)
-        and forces (M, N, 3). None is the calculator of the atoms.
+        and forces (M, N, 3); where stress is wanted, it takes cells (M, 3, 3) too, and
+        gives stress (M, 6) as well. None is the calculator of the atoms.
     atoms : Atoms
 
     Raises
@@ -39,7 +40,7 @@ def batched(source: object, atoms: Atoms) -> BatchedForces:
     DataError
         If there is nothing that gives forces.
     ModelMismatchError
-        For a force field of other atoms.
+        For a force field of other atoms, or periodic in another way.
     """
     source = atoms.calc if source is None else source
     if source is None:
@@ -48,18 +49,36 @@ def batched(source: object, atoms: Atoms) -> BatchedForces:
         source = source.force_field
     if isinstance(source, ForceField):
         source.check_atoms(atoms.numbers)
+        check_pbc(source, atoms)
         return _of_force_field(source)
     if hasattr(source, "get_property"):
         return _one_by_one(source, atoms)
     if callable(source):
-        return lambda positions, cells, stress: Forces(*map(torch.as_tensor, source(positions)))
+        return _of_callable(source)
     raise DataError(f"forces must be a force field, a callable or an ASE calculator, not {source!r}")
 
 
 def _of_force_field(force_field: ForceField) -> BatchedForces:
     def forces(positions: Tensor, cells: Tensor | None, stress: bool) -> Forces:
-        cells = cells.numpy() if cells is not None and force_field.is_periodic else None
-        return Forces(*force_field.predict(positions, cells, stress))
+        cells = cells.cpu().numpy() if cells is not None and force_field.is_periodic else None
+        found = force_field.predict(positions.cpu(), cells, stress)
+        return Forces(*(None if value is None else value.to(positions.device) for value in found))
+
+    return forces
+
+
+def _of_callable(source: Callable) -> BatchedForces:
+    def forces(positions: Tensor, cells: Tensor | None, stress: bool) -> Forces:
+        found = source(positions, cells) if stress else source(positions)
+        energy, force, *more = (torch.as_tensor(value).detach() for value in found)
+        if stress and not more:
+            raise DataError("a pressure needs stress (M, 6), as a third value of the callable")
+        if energy.shape != positions.shape[:1] or force.shape != positions.shape:
+            raise DataError(
+                f"the callable gave energies {tuple(energy.shape)} and forces {tuple(force.shape)} for positions "
+                f"{tuple(positions.shape)}; they must have the shapes (M,) and (M, N, 3)"
+            )
+        return Forces(energy, force, *more)
 
     return forces
 

@@ -57,7 +57,7 @@ class NormalModes:
     def propagator(self, time: float, kind: str) -> "FreeMotion":
         """Motion of the free ring for a time, which is half a step of the integrator."""
         # Of the modes, both propagators are rotations in phase space. The exact angle grows
-        # without bound, that of Cayley's form for a whole step stays below a right angle.
+        # without bound, that of Cayley's form for half a step stays below a right angle.
         angle = self.frequencies * time
         return FreeMotion(self.frequencies, time, torch.arctan(angle) if kind == "cayley" else angle)
 

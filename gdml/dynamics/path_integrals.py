@@ -9,13 +9,13 @@ import numpy as np
 from ase import Atoms, units
 from ase.constraints import FixCom
 
-from ..errors import ExtrapolationWarning
+from ..errors import DataError, ExtrapolationWarning, OutputError
 from ..force_field import ForceField
 from ..npz import check_writable
 from ..progress import progress_bar
 from .classical import check_settings
 from .estimators import Record
-from .restarts import BeadWriter, Restart, keep_frames
+from .restarts import BeadWriter, Restart, keep_frames, read_state
 from .ring_polymer import RingPolymerMD
 
 
@@ -38,6 +38,7 @@ def run_pimd(
     restart: str | Path | None = None,
     restart_interval: int = 1000,
     resume: bool = False,
+    start: str | Path | None = None,
     heat_capacity: bool = False,
     progress: bool = False,
 ) -> Record:
@@ -49,8 +50,8 @@ def run_pimd(
     ----------
     force_field : ForceField
     atoms : Atoms
-        Start of all beads; momenta are drawn at the temperature. The centre of
-        mass is held, unless there are other constraints.
+        Start of all beads; momenta are drawn at the temperature, unless there are
+        some. The centre of mass is held, unless there are other constraints.
     steps : int
         In all, those of the interrupted run included.
     interval : int
@@ -63,6 +64,9 @@ def run_pimd(
         steps, at the end, and when it stops for any reason.
     resume : bool
         Whether to go on from `restart`, where it exists.
+    start : path, optional
+        Restart file of another run of as many beads, whose beads this run starts from:
+        for "t-rpmd" and "none", which do not bring beads into equilibrium.
     heat_capacity : bool
         Whether to sample for it, for two more force evaluations a sample.
 
@@ -84,7 +88,7 @@ def run_pimd(
         check_writable(path, ".traj")
     if not atoms.constraints:
         atoms.set_constraint(FixCom())
-    resume = resume and restart is not None and Path(restart).exists()
+    resume = _resumes(resume, restart, trajectory, bead_trajectory)
     run = RingPolymerMD(
         atoms,
         timestep_fs * units.fs,
@@ -101,10 +105,16 @@ def run_pimd(
         loginterval=interval,
     )
     record = Record(run, heat_capacity)
-    keeper = None if restart is None else Restart(run, restart, record)
+    outputs = {"trajectory": _name(trajectory), "bead_trajectory": _name(bead_trajectory)}
+    also = {"interval": str(interval), "heat_capacity": str(heat_capacity)} | outputs
+    keeper = None if restart is None else Restart(run, restart, record, also)
     if resume:
         keeper.resume()
+        if run.nsteps > steps:
+            raise DataError(f"{restart}: this run has {run.nsteps} steps already, more than the {steps} in all")
         _cut(run, interval, trajectory, bead_trajectory)
+    elif start is not None:
+        run.start_from(read_state(start))
     run.attach(record, interval=interval)
     if bead_trajectory is not None:
         run.attach(BeadWriter(run, bead_trajectory, append=resume), interval=interval)
@@ -113,8 +123,25 @@ def run_pimd(
     return record
 
 
+def _resumes(resume: bool, restart, trajectory, bead_trajectory) -> bool:
+    """Whether there is a run to go on with; raise rather than overwrite one."""
+    if resume and restart is None:
+        raise DataError("to resume, say from which restart file")
+    there = restart is not None and Path(restart).exists()
+    if there and not resume:
+        raise OutputError(f"{restart}: here is a run already; go on with it (--resume, or resume=True), or delete it")
+    old = [path for path in (trajectory, bead_trajectory) if path is not None and Path(path).exists()]
+    if resume and not there and old:
+        raise OutputError(f"{restart}: there is no such restart file, and {old[0]} would be lost; give its right name")
+    return there
+
+
+def _name(path: str | Path | None) -> str:
+    return "none" if path is None else Path(path).name
+
+
 def _cut(run: RingPolymerMD, interval: int, trajectory, bead_trajectory) -> None:
-    n_frames = run.nsteps // interval + 1
+    n_frames = run.nsteps // interval + 1 if run.nsteps else 0
     for path, each in ((trajectory, 1), (bead_trajectory, run.n_beads)):
         if path is not None:
             keep_frames(path, each * n_frames)

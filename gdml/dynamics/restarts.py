@@ -7,7 +7,7 @@ import numpy as np
 from ase.io import Trajectory
 
 from ..errors import DataError, FormatError, OutputError
-from ..npz import check_writable, read_archive, whole_file, write_archive
+from ..npz import Archive, check_writable, read_archive, whole_file, write_archive
 from .estimators import Record
 from .ring_polymer import RingPolymerMD
 
@@ -23,7 +23,9 @@ class Restart:
     path : path
         Of the file (.npz).
     record : Record, optional
-        Samples, to be kept too.
+        Samples, to be kept too; to be attached before this.
+    also : dict of str, optional
+        What else a run that goes on from the file must have in common with it.
 
     Raises
     ------
@@ -31,18 +33,20 @@ class Restart:
         If the place cannot be written to.
     """
 
-    def __init__(self, run: RingPolymerMD, path: str | Path, record: Record | None = None):
+    def __init__(
+        self, run: RingPolymerMD, path: str | Path, record: Record | None = None, also: dict[str, str] | None = None
+    ):
         self.run, self.path, self.record = run, check_writable(path, ".npz"), record
+        self.also = also or {}
 
     def __call__(self) -> None:
         self.write(self.run.state())
 
     def write(self, state: dict[str, np.ndarray]) -> None:
-        """Write a state, with the samples up to its step; not the start, from which nothing need go on."""
-        if state["step"] == 0:
-            return
-        samples = {} if self.record is None else self.record.until(int(state["step"]))
-        fields = {"format": FORMAT, "settings": json.dumps(self.run.settings)}
+        """Write a state, with the samples up to its step; at the start, observers will be called again."""
+        step = int(state["step"])
+        samples = {} if self.record is None or step == 0 else self.record.until(step)
+        fields = {"format": FORMAT, "settings": json.dumps(self._settings)}
         fields |= {f"state_{name}": value for name, value in state.items()}
         fields |= {f"sample_{name}": value for name, value in samples.items()}
         write_archive(self.path, {name: np.asarray(value) for name, value in fields.items()})
@@ -57,16 +61,36 @@ class Restart:
         DataError
             If it is of another run; the message says what differs.
         """
-        archive = read_archive(self.path)
-        if archive.text("format") != FORMAT:
-            raise FormatError(f"{self.path}: this is no restart file of path-integral dynamics")
-        known, own = json.loads(archive.text("settings")), self.run.settings
+        archive = _read(self.path)
+        known, own = json.loads(archive.text("settings")), self._settings
         different = [f"{k} ({known.get(k)} there, {v} here)" for k, v in own.items() if known.get(k) != v]
         if different:
             raise DataError(f"{self.path}: this restart file is of another run; it differs in {', '.join(different)}")
         self.run.restore(_under(archive, "state_"))
         if self.record is not None:
             self.record.restore(_under(archive, "sample_"))
+
+    @property
+    def _settings(self) -> dict[str, str]:
+        return self.run.settings | self.also
+
+
+def read_state(path: str | Path) -> dict[str, np.ndarray]:
+    """The state in a restart file, for `RingPolymerMD.start_from`.
+
+    Raises
+    ------
+    FormatError
+        If the file is no restart file, or is damaged.
+    """
+    return _under(_read(Path(path)), "state_")
+
+
+def _read(path: Path) -> Archive:
+    archive = read_archive(path)
+    if archive.text("format") != FORMAT:
+        raise FormatError(f"{path}: this is no restart file of path-integral dynamics")
+    return archive
 
 
 def _under(archive: dict, prefix: str) -> dict[str, np.ndarray]:
@@ -97,17 +121,28 @@ class BeadWriter:
 def keep_frames(path: str | Path, n_frames: int) -> None:
     """Cut a trajectory to its first frames: what a killed run wrote after its last restart file is written again.
 
+    None at all means that there is no such file yet.
+
     Raises
     ------
     OutputError
         If there are fewer.
     """
     path = check_writable(path, ".traj")
+    if n_frames == 0:
+        path.unlink(missing_ok=True)
+        return
     if not path.exists():
-        raise OutputError(f"{path}: the trajectory that the run is to go on with is not there; name another one")
-    with Trajectory(path) as old:
+        raise OutputError(
+            f"{path}: the trajectory that the run is to go on with is not there; put it back, or start anew"
+        )
+    try:
+        opened = Trajectory(path)
+    except Exception as error:
+        raise FormatError(f"{path}: this trajectory cannot be read ({error}); put it back, or start anew") from error
+    with opened as old:
         if len(old) < n_frames:
-            raise OutputError(f"{path}: {len(old)} frames, where the restart file has {n_frames}; name another one")
+            raise OutputError(f"{path}: {len(old)} frames, where {n_frames} are to be gone on from; start anew")
         if len(old) == n_frames:
             return
         with whole_file(path) as partial, Trajectory(partial, "w") as new:

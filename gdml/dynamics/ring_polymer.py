@@ -1,5 +1,7 @@
 """Path-integral molecular dynamics, with all beads of all replicas in one evaluation of the forces."""
 
+import hashlib
+import operator
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from ase import Atoms, units
+from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixCom
 from ase.md.md import MolecularDynamics
+from scipy.optimize import brentq
 from torch import Tensor
 
-from ..errors import DataError, DynamicsError, DynamicsWarning
+from ..errors import DataError, DynamicsError, DynamicsWarning, GDMLError
 from .barostat import Barostat
 from .forces import batched
 from .normal_modes import PROPAGATORS, NormalModes
@@ -20,6 +24,9 @@ from .thermostats import THERMOSTATS, Thermostat
 
 MAX_TEMPERATURE = 20.0  # times the target: atoms are flying apart
 CHECK_INTERVAL = 10  # steps between looks at whether the state is sound
+MAX_GROWTH = 0.1  # of the cell's logarithm in a step
+# What a step changes, besides the barostat and the generator of random numbers.
+CHANGING = ("_q", "_p", "_f", "_bead_forces", "_potential", "_stress", "_cells", "_heat")
 
 
 class RingPolymerMD(MolecularDynamics):
@@ -39,10 +46,11 @@ class RingPolymerMD(MolecularDynamics):
     ----------
     atoms : Atoms, or list of Atoms
         Start of all beads; several are replicas that run independently side by
-        side. Between steps that anything observes, ``atoms`` (the first replica)
-        has positions and momenta of the centroid, the mean energy of the beads and
-        the force on the centroid. Momenta that are not zero are the centroid's
-        start, else they are drawn.
+        side. Where anything can look at them, ``atoms`` (the first replica) have
+        positions and momenta of the centroid, the mean energy of the beads and the
+        force on the centroid. Momenta of a replica that are not all zero are its
+        centroid's start, else they are drawn. All beads start at one point: see
+        `start_from` for dynamics without a thermostat.
     timestep : float
         In ASE's units (``0.5 * units.fs``).
     temperature_K : float
@@ -50,8 +58,9 @@ class RingPolymerMD(MolecularDynamics):
     thermostat : {"pile-l", "pile-g", "t-rpmd", "none"}
         See `Thermostat`. "none" keeps the energy (RPMD, or classical NVE).
     propagator : {"cayley", "exact"}
-        Of the free ring. The exact one has resonances from π / (2 P k_B T / ħ) on;
-        Cayley's is stable up to 2 / ω of the molecule.
+        Of the free ring. The exact one is unstable from steps of a little less than
+        π / (2 P k_B T / ħ) on; Cayley's is stable up to 2 / ω of the atoms. See
+        `longest_step`.
     tau : float
         Time of the centroid's thermostat, in ASE's units; 100 fs by default.
     pressure : float, optional
@@ -61,11 +70,11 @@ class RingPolymerMD(MolecularDynamics):
     forces : ForceField, callable or ASE calculator, optional
         By default the calculator of the atoms. A force field takes all beads in one
         call, a calculator one after another; a callable (M, N, 3) -> (M,), (M, N, 3)
-        is called with tensors.
+        is called with tensors (see `gdml.dynamics.forces.batched`).
     max_outside : float or None
-        Ends the run when a pair of atoms is outside of the training region
-        (`ForceField.outside`) by so many of its widths; None never does.
-    rng : numpy.random.Generator, optional
+        Ends the run when a pair of atoms leaves the range of its distances in
+        training by so many times the width of that range; None never does.
+    rng : numpy.random.Generator or int, optional
     device : str
         Of the positions ("cpu", "cuda").
     trajectory, logfile, loginterval, append_trajectory
@@ -82,7 +91,9 @@ class RingPolymerMD(MolecularDynamics):
         For settings that make no sense, different replicas, or constraints other
         than FixCom and FixAtoms.
     ModelMismatchError
-        For a force field of other atoms.
+        For a force field of other atoms, or periodic in another way.
+    DynamicsError
+        For a start that has no finite energy.
 
     Warns
     -----
@@ -103,7 +114,7 @@ class RingPolymerMD(MolecularDynamics):
         pressure: float | None = None,
         tau_p: float = 500 * units.fs,
         forces: object = None,
-        max_outside: float | None = 1.0,
+        max_outside: float | None = 2.0,
         rng: np.random.Generator | None = None,
         device: str = "cpu",
         trajectory: str | Path | None = None,
@@ -112,24 +123,30 @@ class RingPolymerMD(MolecularDynamics):
         **kwargs,
     ):
         replicas = [atoms] if isinstance(atoms, Atoms) else list(atoms)
-        _check(replicas, timestep, temperature_K, n_beads, thermostat, propagator, tau, pressure, tau_p)
-        self.replicas, self.n_beads, self.temperature_K = replicas, n_beads, temperature_K
+        n_beads = _natural(n_beads)
+        _check_settings(timestep=timestep, temperature_K=temperature_K, tau=tau, tau_p=tau_p)
+        _check_names(thermostat, propagator)
+        _check_replicas(replicas, pressure)
+        self.atoms, self.dt, self.nsteps = replicas[0], float(timestep), 0
+        self.replicas, self.n_beads, self.temperature_K = replicas, n_beads, float(temperature_K)
         self.kind, self.propagator, self.max_outside = thermostat, propagator, max_outside
         self.source = forces if forces is not None else replicas[0].calc
         self._evaluate = batched(forces, replicas[0])
-        self.n_outside = 0
+        self.n_outside, self.records, self._only_at_observers = 0, [], False
         self._shape = (len(replicas), n_beads, len(replicas[0]), 3)
         self._tensor = lambda x: torch.tensor(np.asarray(x, dtype=float), device=device)
         self._masses = self._tensor(replicas[0].get_masses()).view(-1, 1)
         self.generator = torch.Generator(device)
-        self.generator.manual_seed(int((rng or np.random.default_rng()).integers(2**62)))
+        self.generator.manual_seed(int(np.random.default_rng(rng).integers(2**62)))
         self.modes = NormalModes(n_beads, temperature_K, device)
         self._constrain(replicas[0])
-        self._prepare(timestep, tau, pressure, tau_p)
+        in_crystal = getattr(getattr(self.source, "force_field", self.source), "pbc", None) == (True, True, True)
+        self._wants_stress = pressure is not None or in_crystal
+        self._prepare(tau, pressure, tau_p, device)
+        self._start()  # before ASE deletes an old trajectory
         super().__init__(
-            replicas[0], timestep, trajectory=trajectory, logfile=logfile, loginterval=loginterval, **kwargs
+            replicas[0], self.dt, trajectory=trajectory, logfile=logfile, loginterval=loginterval, **kwargs
         )
-        self._start()
 
     # Preparation
 
@@ -137,7 +154,7 @@ class RingPolymerMD(MolecularDynamics):
         self._moves = torch.ones_like(self._masses)
         self._holds_com = False
         for constraint in atoms.constraints:
-            if isinstance(constraint, FixCom):
+            if type(constraint) is FixCom:
                 self._holds_com = True
             else:
                 self._moves[torch.as_tensor(constraint.index)] = 0.0
@@ -145,16 +162,17 @@ class RingPolymerMD(MolecularDynamics):
             raise DataError("FixCom and FixAtoms contradict each other; fixed atoms hold the rest already")
         self.n_free = 3 * int(self._moves.sum()) - 3 * self._holds_com
 
-    def _prepare(self, timestep: float, tau: float, pressure: float | None, tau_p: float) -> None:
+    def _prepare(self, tau: float, pressure: float | None, tau_p: float, device: str) -> None:
         kt = self.n_beads * units.kB * self.temperature_K
         self._kt = kt
-        self._free = self.modes.propagator(0.5 * timestep, self.propagator)
-        self._thermostat = Thermostat(self.kind, self.modes.frequencies, kt, tau, timestep)
+        self._free = self.modes.propagator(0.5 * self.dt, self.propagator)
+        self._thermostat = Thermostat(self.kind, self.modes.frequencies, kt, tau, self.dt)
         self.barostat = None
         if pressure is not None:
             if not bool(self._moves.all()):
                 raise DataError("a barostat scales all positions, so that no atom can be fixed")
-            self.barostat = Barostat(pressure, tau_p, kt, self._shape, self.kind != "none", timestep)
+            thermalized = self.kind != "none"
+            self.barostat = Barostat(pressure, tau_p, kt, self._shape, thermalized, self.dt, self._holds_com, device)
 
     def _start(self) -> None:
         beads = self._tensor([a.positions for a in self.replicas])[:, None].expand(self._shape)
@@ -165,12 +183,40 @@ class RingPolymerMD(MolecularDynamics):
         noise = torch.randn(self._shape, dtype=torch.float64, device=self._q.device, generator=self.generator)
         self._p = noise * torch.sqrt(self._masses * self._kt)
         momenta = self._tensor([a.get_momenta() for a in self.replicas])
-        if bool(momenta.any()):
-            self._p[:, 0] = momenta * self.n_beads**0.5
+        given = momenta.flatten(1).any(1)
+        self._p[given, 0] = momenta[given] * self.n_beads**0.5
         self._p = self._projected(self._p)
+        try:
+            self._force()
+        except PropertyNotImplementedError as error:
+            raise DataError(f"a pressure needs stress, which these forces come without ({error})") from error
+        problem = self._energy_problem()
+        if problem:
+            raise DynamicsError(f"at the start: {problem}")
+        self._good = self.state()
+        self._collapsed = self.n_beads > 1 and self.kind in ("none", "t-rpmd")
+        self._warn_of_long_steps()
+
+    def start_from(self, state: dict[str, np.ndarray]) -> None:
+        """Take positions and momenta of the beads from the `state` of another run of as many beads and replicas.
+
+        Dynamics without a thermostat on the internal modes keeps what it starts with,
+        so that its start has to be sampled by a run with ``pile-l``.
+
+        Raises
+        ------
+        DataError
+            If the shapes differ.
+        """
+        if np.shape(state["q"]) != self._shape or ("cells" in state) != (self._cells is not None):
+            raise DataError(f"the state is of (replicas, beads, atoms, 3) = {np.shape(state['q'])}, not {self._shape}")
+        self._collapsed = False
+        self._q, self._p = self._tensor(state["q"]), self._projected(self._tensor(state["p"]))
+        if self._cells is not None:
+            self._cells = self._tensor(state["cells"])
         self._force()
         self._good = self.state()
-        self._warn_of_long_steps()
+        self._refresh_properties()
 
     def _warn_of_long_steps(self) -> None:
         limit, why = self.longest_step()
@@ -183,13 +229,26 @@ class RingPolymerMD(MolecularDynamics):
             )
 
     def longest_step(self) -> tuple[float, str]:
-        """The limit of stability of a step, in ASE's units, and what sets it."""
-        physical = 2 / max(self.highest_frequency(), 1e-12)
+        """The limit of stability of a step for the vibrations about the start, in ASE's units, and what sets it."""
+        own = max(self.highest_frequency(), 1e-12)
+        limits = {"the highest frequency of the atoms": 2 / own}
+        ring = float(self.modes.frequencies.max())
         if self.propagator == "exact" and self.n_beads > 1:
-            resonance = np.pi / float(self.modes.frequencies.max())
-            if resonance < physical:
-                return resonance, f"the exact propagator with {self.n_beads} beads"
-        return physical, "the highest frequency of the atoms"
+            # A kick between exact rotations: (ω h/2) tan(ω h/2) = (ω/Ω)² is where its trace leaves (-2, 2).
+            angle = brentq(lambda x: x * np.sin(x) - (ring / own) ** 2 * np.cos(x), 1e-9, np.pi / 2)
+            limits[f"the exact propagator with {self.n_beads} beads"] = 2 * angle / ring
+        if self.barostat:
+            limits["the barostat (with a larger tau_p)"] = 2 / max(self._piston_frequency(), 1e-12)
+        why = min(limits, key=limits.get)
+        return limits[why], why
+
+    def _piston_frequency(self, strain: float = 1e-3) -> float:
+        """Of the cell's volume, from the change of the pressure with it."""
+        scale = self._tensor([1 + strain, 1 - strain]).view(2, 1, 1)
+        centroid, cells = scale * self.centroid[:1], scale * self._cells[:1]
+        volume = torch.linalg.det(cells).abs()
+        work = volume * (self._evaluate(centroid, cells, True).stress[:, :3].sum(1) + 3 * self.barostat.pressure)
+        return max(0.0, self.n_beads * float(work[0] - work[1]) / (2 * strain * self.barostat.mass)) ** 0.5
 
     def highest_frequency(self, iterations: int = 10) -> float:
         """Of the vibrations about the start, as an angular frequency in ASE's units; by power iteration."""
@@ -199,32 +258,66 @@ class RingPolymerMD(MolecularDynamics):
         v = torch.randn(centroid.shape, dtype=torch.float64, device=centroid.device, generator=generator)
         square = 0.0
         for _ in range(iterations):
-            v = v / v.norm()
+            v = self._moves * v / (self._moves * v).norm().clamp(min=1e-300)
             step = 1e-3 * v / root * float(root.mean())
             pair = torch.cat([centroid + step, centroid - step])
             cells = None if self._cells is None else self._cells[:1].expand(2, 3, 3)
             found = self._evaluate(pair, cells, False).forces
             v = (found[1:] - found[:1]) / (2e-3 * float(root.mean())) / root
-            square = float(v.norm())
+            square = float((self._moves * v).norm())
         return square**0.5
 
     # The step
 
     def step(self) -> None:
-        """One time step of all beads."""
+        """One time step of all beads; one that fails leaves the state before it.
+
+        Raises
+        ------
+        DynamicsError
+            If beads or cell leave every meaningful region; the last good state is kept.
+        """
+        if self.nsteps % CHECK_INTERVAL == 0:  # and all observers have seen it
+            self._good = self.state()
+        kept = {name: getattr(self, name) for name in CHANGING}
+        piston, generator = self.barostat and self.barostat.momentum, self.generator.get_state()
+        try:
+            problem = self._step()
+        except BaseException as error:
+            for name, value in kept.items():
+                setattr(self, name, value)
+            self.generator.set_state(generator)
+            if self.barostat:
+                self.barostat.momentum = piston
+            if not isinstance(error, GDMLError):
+                raise
+            problem = str(error)
+        if problem is None and (self.nsteps + 1) % CHECK_INTERVAL == 0:
+            problem = self._energy_problem() or self._region_problem()
+        if problem:
+            self._give_up(problem)
+
+    def _step(self) -> str | None:
         half = 0.5 * self.dt
         self._kick(half)
         self._drift(half)
         before = self._kinetic()
         self._p = self._projected(self._thermostat(self._p, self._masses, self.n_free, self.generator))
-        self._heat += before - self._kinetic()
+        self._heat = self._heat + before - self._kinetic()
         if self.barostat:
-            self._heat += self.barostat.thermalize(self.generator)
+            self._heat = self._heat + self.barostat.thermalize(self.generator)
         self._drift(half)
+        if self.barostat and not bool(
+            ((self.barostat.momentum / self.barostat.mass * self.dt).abs() < MAX_GROWTH).all()
+        ):
+            return f"the volume changes too fast ({self._volumes()}); take a larger tau_p, or a shorter time step"
         self._force()
         self._kick(half)
-        if (self.nsteps + 1) % CHECK_INTERVAL == 0:
-            self._check()
+        return None
+
+    def _volumes(self) -> str:
+        shown = ", ".join(f"{v:.4g} Å³" for v in self.volume.tolist()[:3])
+        return shown + (", ..." if len(self.volume) > 3 else "")
 
     def _kick(self, time: float) -> None:
         if self.barostat:
@@ -236,12 +329,14 @@ class RingPolymerMD(MolecularDynamics):
         self._q, self._p = self._free(self._q, self._p, self._masses)
         if self.barostat:
             self._q[:, 0], self._p[:, 0], scale = self.barostat.drift(time, q0, p0, self._masses)
+            if self._holds_com:
+                moved = (self._masses * (self._q[:, 0] - q0)).sum(1, keepdim=True) / self._masses.sum()
+                self._q[:, 0] -= moved
             self._cells = self._cells * scale.view(-1, 1, 1)
 
     def _force(self) -> None:
         beads = self.positions.flatten(0, 1)
-        cells = None if self._cells is None else self._cells.repeat_interleave(self.n_beads, 0)
-        found = self._evaluate(beads, cells, self.barostat is not None)
+        found = self._evaluate(beads, self._cells_of_beads(), self._wants_stress)
         self._potential = found.energy.to(beads.dtype).view(self._shape[:2])
         self._bead_forces = found.forces.to(beads.dtype).view(self._shape)
         self._stress = None if found.stress is None else found.stress.view(*self._shape[:2], 6)
@@ -307,8 +402,13 @@ class RingPolymerMD(MolecularDynamics):
 
     @property
     def stress(self) -> Tensor | None:
-        """Of each bead (R, P, 6), eV/Å³, where there is a barostat."""
+        """Of each bead (R, P, 6), eV/Å³, with a barostat, or a force field of a crystal."""
         return self._stress
+
+    @property
+    def holds_com(self) -> bool:
+        """Whether the centre of mass of the centroid is held."""
+        return self._holds_com
 
     @property
     def n_moving(self) -> int:
@@ -325,8 +425,7 @@ class RingPolymerMD(MolecularDynamics):
 
     def forces_at(self, positions: Tensor) -> Tensor:
         """Forces on beads at other positions (R, P, N, 3)."""
-        cells = None if self._cells is None else self._cells.repeat_interleave(self.n_beads, 0)
-        return self._evaluate(positions.flatten(0, 1), cells, False).forces.view(self._shape)
+        return self._evaluate(positions.flatten(0, 1), self._cells_of_beads(), False).forces.view(self._shape)
 
     def conserved(self) -> Tensor:
         """Energy (R,) of a bead that no motion but that of the time step's error changes, eV."""
@@ -337,34 +436,32 @@ class RingPolymerMD(MolecularDynamics):
 
     # Soundness, and what is kept
 
-    def _check(self) -> None:
-        """Raise, with the last good state restored, if the beads are no longer where forces mean something."""
-        problem = self._problem()
-        if problem:
-            found = self.nsteps + 1
-            self.restore(self._good)
-            self._refresh_properties(force=True)
-            raise DynamicsError(f"at step {found}: {problem}. The state of step {self.nsteps} is kept")
-        self._good = self.state() | {"step": self.nsteps + 1}
+    def _give_up(self, problem: str) -> None:
+        """Raise, with the last good state restored."""
+        found = self.nsteps + 1
+        self.restore(self._good)
+        raise DynamicsError(f"at step {found}: {problem}. The state of step {self.nsteps} is kept")
 
-    def _problem(self) -> str | None:
-        temperature = self._kinetic() / (1.5 * self.n_beads * len(self.atoms) * units.kB) / self.n_beads
-        if not bool(self._potential.isfinite().all() and (temperature < MAX_TEMPERATURE * self.temperature_K).all()):
-            replica = int((~(temperature < MAX_TEMPERATURE * self.temperature_K)).int().argmax())
-            fastest = (self._p[replica] ** 2 / self._masses).sum((0, 2)).nan_to_num(nan=torch.inf).argmax()
-            name = f"{self.atoms.symbols[int(fastest)]}{int(fastest)}"
-            return (
-                f"the temperature is {float(temperature[replica]):.3g} K (target {self.temperature_K:g} K), fastest is "
-                f"{name}; use a shorter time step, or more geometries to train on"
-            )
-        return self._judge_region()
+    def _energy_problem(self) -> str | None:
+        if not bool(self._potential.isfinite().all()):
+            replica, bead = (int(i) for i in (~self._potential.isfinite()).nonzero()[0])
+            return f"the energy of bead {bead} of replica {replica} is {float(self._potential[replica, bead])}"
+        n_free = self.n_free + (self.n_beads - 1) * self.n_moving
+        temperature = 2 * self._kinetic() / (max(n_free, 1) * units.kB * self.n_beads)
+        worst = int(temperature.nan_to_num(nan=torch.inf).argmax())
+        if float(temperature[worst]) < MAX_TEMPERATURE * self.temperature_K:
+            return None
+        fastest = int((self._p[worst] ** 2 / self._masses).sum((0, 2)).nan_to_num(nan=torch.inf).argmax())
+        return (
+            f"the temperature is {float(temperature[worst]):.3g} K (target {self.temperature_K:g} K), fastest is "
+            f"{self.atoms.symbols[fastest]}{fastest}; use a shorter time step, or more geometries to train on"
+        )
 
-    def _judge_region(self) -> str | None:
+    def _region_problem(self) -> str | None:
         judge = getattr(getattr(self.source, "force_field", self.source), "farthest_outside", None)
         if judge is None:
             return None
-        cells = None if self._cells is None else self._cells.repeat_interleave(self.n_beads, 0)
-        widths, worst = judge(self.positions.flatten(0, 1), cells)
+        widths, worst = judge(self.positions.flatten(0, 1), self._cells_of_beads())
         self.n_outside += worst is not None
         if worst is None or self.max_outside is None or widths < self.max_outside:
             return None
@@ -373,6 +470,9 @@ class RingPolymerMD(MolecularDynamics):
             f"{self.atoms.symbols[i]}{i} and {self.atoms.symbols[j]}{j} are {worst.distance:.3f} Å apart, in training "
             f"{worst.shortest:.3f} to {worst.longest:.3f} Å: forces there are invented; add such geometries"
         )
+
+    def _cells_of_beads(self) -> Tensor | None:
+        return None if self._cells is None else self._cells.repeat_interleave(self.n_beads, 0)
 
     @property
     def last_good(self) -> dict[str, np.ndarray]:
@@ -385,7 +485,12 @@ class RingPolymerMD(MolecularDynamics):
         names = ("n_beads", "temperature_K", "kind", "propagator", "dt", "n_free")
         found = {name: str(getattr(self, name)) for name in names}
         found |= {"atoms": str(self.atoms.symbols), "replicas": str(len(self.replicas))}
-        found["masses"] = " ".join(f"{m:g}" for m in self.masses.flat)
+        found["masses"] = " ".join(f"{m:g}" for m in self._masses.flatten().tolist())
+        found["fixed atoms"] = str((self._moves == 0).nonzero()[:, 0].tolist())
+        found["pbc"] = str(self.atoms.pbc.tolist())
+        if not self.barostat:
+            found["cell"] = str(self.atoms.cell.array.round(8).tolist())
+        found["forces"] = _name_of(self.source)
         return found | {"barostat": str(self.barostat), "thermostat": str(self._thermostat)}
 
     def state(self) -> dict[str, np.ndarray]:
@@ -401,14 +506,18 @@ class RingPolymerMD(MolecularDynamics):
         return {k: (v.cpu().numpy() if isinstance(v, Tensor) else np.asarray(v)).copy() for k, v in fields.items()}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Go back, or on, to a state; see `state`."""
-        self.nsteps, self.n_outside = int(state["step"]), int(state["n_outside"])
+        """Go back, or on, to a state; see `state`. Samples of later steps are dropped."""
+        self.nsteps, self.n_outside, self._collapsed = int(state["step"]), int(state["n_outside"]), False
         for name in ("q", "p", "f", "bead_forces", "potential", "heat", "cells", "stress"):
             if name in state:
                 setattr(self, f"_{name}", self._tensor(state[name]))
         self.generator.set_state(torch.tensor(state["generator"]))
         if self.barostat:
             self.barostat.momentum = self._tensor(state["barostat"])
+        self._good = dict(state)
+        for record in self.records:
+            record.restore(record.until(self.nsteps))
+        self._show()
 
     # ASE's habits
 
@@ -422,11 +531,34 @@ class RingPolymerMD(MolecularDynamics):
             "n_beads": self.n_beads,
         }
 
-    def _refresh_properties(self, force: bool = False) -> None:
-        """Give the atoms the centroid's state, where an observer is about to look at it."""
+    def run(self, steps: int = 50) -> bool:
+        """Run; afterwards the atoms have the calculator that they had before."""
+        if self._collapsed:
+            warnings.warn(
+                f"thermostat={self.kind!r} keeps what it starts with, and all beads start at one point: run with "
+                "'pile-l' first, and give its state to start_from",
+                DynamicsWarning,
+                stacklevel=2,
+            )
+            self._collapsed = False
+        calculators = [atoms.calc for atoms in self.replicas]
+        self._only_at_observers = True
+        try:
+            return super().run(steps)
+        finally:
+            self._only_at_observers = False
+            self._show()
+            for atoms, calculator in zip(self.replicas, calculators, strict=True):
+                if calculator is not None:
+                    atoms.calc = calculator
+
+    def _refresh_properties(self) -> None:
+        """Give the atoms the centroid's state, where anything is about to look at it."""
         due = any(interval <= 0 or self.nsteps % interval == 0 for _, interval, _, _ in self.observers)
-        if not (due or force or self.nsteps >= self.max_steps):
-            return
+        if due or not self._only_at_observers:
+            self._show()
+
+    def _show(self) -> None:
         centroid = self.centroid.cpu().numpy()
         momenta = (self._p[:, 0] / self.n_beads**0.5).cpu().numpy()
         energy, forces = self._potential.mean(1).cpu().numpy(), self._bead_forces.mean(1).cpu().numpy()
@@ -438,24 +570,51 @@ class RingPolymerMD(MolecularDynamics):
             atoms.calc = SinglePointCalculator(atoms, energy=float(energy[k]), forces=forces[k])
 
 
-def _check(replicas, timestep, temperature_K, n_beads, thermostat, propagator, tau, pressure, tau_p) -> None:
-    settings = {"timestep": timestep, "temperature_K": temperature_K, "tau": tau, "tau_p": tau_p}
+def _name_of(source: object) -> str:
+    """What gives the forces, for the settings of a run."""
+    source = getattr(source, "force_field", source)
+    if hasattr(source, "w"):
+        return f"{source!r} {hashlib.sha256(source.w.tobytes()).hexdigest()[:16]}"
+    return type(source).__name__
+
+
+def _natural(n_beads: int) -> int:
+    try:
+        number = operator.index(n_beads)
+    except TypeError as error:
+        raise DataError(f"n_beads must be a whole number, but it is {n_beads!r}") from error
+    if number < 1:
+        raise DataError(f"n_beads must be at least 1, but it is {number}")
+    return number
+
+
+def _check_settings(**settings: float) -> None:
     for name, value in settings.items():
         if not 0 < value < np.inf:
             raise DataError(f"{name} must be positive and finite, but it is {value}")
-    if int(n_beads) != n_beads or n_beads < 1:
-        raise DataError(f"n_beads must be at least 1, but it is {n_beads}")
+
+
+def _check_names(thermostat: str, propagator: str) -> None:
     if thermostat not in THERMOSTATS:
         raise DataError(f"the thermostat is one of {', '.join(THERMOSTATS)}, not {thermostat!r}")
     if propagator not in PROPAGATORS:
         raise DataError(f"the propagator is one of {', '.join(PROPAGATORS)}, not {propagator!r}")
+
+
+def _check_replicas(replicas: list[Atoms], pressure: float | None) -> None:
+    if not replicas or not len(replicas[0]):
+        raise DataError("there are no atoms to run")
+    if len({id(atoms) for atoms in replicas}) < len(replicas):
+        raise DataError("the same atoms are given twice; make copies of them for replicas")
     if pressure is not None and not (np.isfinite(pressure) and all(a.pbc.all() for a in replicas)):
         raise DataError("a pressure must be finite, and needs atoms that are periodic in three directions")
-    if not replicas:
-        raise DataError("there are no atoms to run")
     for k, atoms in enumerate(replicas):
         if not np.array_equal(atoms.numbers, replicas[0].numbers) or (atoms.pbc != replicas[0].pbc).any():
             raise DataError(f"replica {k} is {atoms.symbols} with pbc={atoms.pbc.tolist()}, unlike replica 0")
+        if not np.array_equal(atoms.get_masses(), replicas[0].get_masses()):
+            raise DataError(f"replica {k} has other masses than replica 0; run them apart")
         for constraint in atoms.constraints:
-            if not isinstance(constraint, (FixCom, FixAtoms)):
+            if type(constraint) not in (FixCom, FixAtoms):  # nor their subclasses, which do other things
                 raise DataError(f"of constraints, FixCom and FixAtoms make sense for beads, not {constraint!r}")
+        if [c.todict() for c in atoms.constraints] != [c.todict() for c in replicas[0].constraints]:
+            raise DataError(f"replica {k} has other constraints than replica 0")
