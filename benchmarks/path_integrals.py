@@ -20,7 +20,7 @@ from common import HERE, RESULTS, dataset, median_seconds, write_result
 
 import gdml
 from gdml.dynamics import Record, RingPolymerMD, block_average
-from gdml.dynamics.normal_modes import NormalModes
+from gdml.dynamics.normal_modes import HBAR, NormalModes
 
 TEMPERATURE, N_BEADS = 300.0, 32
 EXAMPLE = (HERE.parent / "docs" / "ipi" / "direct.xml").read_text()
@@ -162,6 +162,7 @@ def measure_ethanol() -> dict:
             for name in ("O-H", "C-H")
         }
         print(n_beads, found[f"{n_beads} beads"]["total_energy_eV"], harmonic, flush=True)
+    found["single_modes_eV"] = _anharmonicity_of_single_modes(force_field, atoms)
     return found | {"edges_A": edges.round(4).tolist(), "symbols": list(atoms.symbols)}
 
 
@@ -177,14 +178,37 @@ def _bonds(run: RingPolymerMD, minimum: Atoms) -> dict[str, np.ndarray]:
     return found
 
 
-def _harmonic_energy(force_field, atoms, n_beads: int) -> float:
-    """Of the modes about the minimum for a number of beads, with free rotation, eV."""
+def _normal_modes(force_field, atoms) -> tuple[np.ndarray, np.ndarray]:
+    """Squares of the angular frequencies, and the modes (modes, N, 3) by unit of length times root of mass."""
     step, n = 1e-3, 3 * len(atoms)
     moved = atoms.positions + step * np.eye(n).reshape(n, -1, 3)
     back = atoms.positions - step * np.eye(n).reshape(n, -1, 3)
     hessian = (force_field.predict(back).forces - force_field.predict(moved).forces).reshape(n, n) / (2 * step)
     roots = np.sqrt(np.repeat(atoms.get_masses(), 3))
-    squares = np.linalg.eigvalsh(0.5 * (hessian + hessian.T) / np.outer(roots, roots))[6:]
+    squares, modes = np.linalg.eigh(0.5 * (hessian + hessian.T) / np.outer(roots, roots))
+    return squares[6:], (modes[:, 6:].T / roots).reshape(-1, len(atoms), 3)
+
+
+def _anharmonicity_of_single_modes(force_field, atoms) -> float:
+    """What the potential along each normal coordinate alone adds to the harmonic energy at the temperature, eV."""
+    kt, minimum, total = units.kB * TEMPERATURE, force_field.predict(atoms.positions).energy, 0.0
+    for square, mode in zip(*_normal_modes(force_field, atoms)):
+        quantum = HBAR * square**0.5
+        harmonic = 0.5 * quantum / np.tanh(0.5 * quantum / kt)
+        q = np.linspace(-6, 6, 121) * (harmonic / square) ** 0.5
+        index, spacing = np.arange(len(q)), q[1] - q[0]
+        apart = index[:, None] - index
+        kinetic = np.where(apart == 0, np.pi**2 / 3, 2 * (-1.0) ** apart / np.where(apart == 0, 1, apart) ** 2)
+        potential = force_field.predict(atoms.positions + q[:, None, None] * mode).energy - minimum
+        levels = np.linalg.eigvalsh(HBAR**2 / (2 * spacing**2) * kinetic + np.diag(potential.clip(max=5.0)))
+        weights = np.exp(-(levels - levels[0]) / kt)
+        total += (levels * weights).sum() / weights.sum() - harmonic
+    return float(total)
+
+
+def _harmonic_energy(force_field, atoms, n_beads: int) -> float:
+    """Of the modes about the minimum for a number of beads, with free rotation, eV."""
+    squares, _ = _normal_modes(force_field, atoms)
     ring_squares = NormalModes(n_beads, TEMPERATURE).frequencies.numpy() ** 2
     kt = units.kB * TEMPERATURE
     return float(kt * sum((square / (square + ring_squares)).sum() for square in squares) + 1.5 * kt)
