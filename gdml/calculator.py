@@ -52,6 +52,13 @@ class GDMLCalculator(Calculator):
         wanted = "stress" in properties
         if wanted and self.force_field.pbc != (True, True, True):
             raise PropertyNotImplementedError("there is no stress where not all three directions are periodic")
+        if wanted and self.warn_outside and self.force_field.details.get("use_stress") is False:
+            warnings.warn(
+                "stress is asked of a force field that was trained without (use_stress): it is extrapolated, and may "
+                "be wrong by GPa",
+                ExtrapolationWarning,
+                stacklevel=2,
+            )
         (energy, forces, stress), excess = self.force_field.judged(positions, cell, stress=wanted)
         self.results = {"energy": energy, "free_energy": energy, "forces": forces}
         if wanted:

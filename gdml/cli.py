@@ -70,6 +70,7 @@ def train(options: argparse.Namespace) -> None:
     settings = {
         "reference": None if options.reference is None else read_structure(options.reference),
         "symmetry": options.symmetry,
+        "symprec": options.symprec,
         "kernel": options.kernel,
         "length_scale": options.length_scale,
         "noise": options.noise,
@@ -269,6 +270,8 @@ def _add_train(commands, data) -> None:
     parser.add_argument("--noise", type=_auto_or_float, default="auto", metavar="X", help="1e-10 by default")
     parser.add_argument("--kernel", default="matern52", help="matern52 (default) or gaussian")
     parser.add_argument("--reference", type=Path, metavar="FILE", help="of a crystal: its ideal structure")
+    help_text = "how far atoms of the reference may be off symmetric places, Å"
+    parser.add_argument("--symprec", type=_auto_or_float, default="auto", metavar="X", help=help_text)
     parser.add_argument("--symmetry", choices=("auto", "none"), default="auto", help="permutations of equal atoms")
     parser.add_argument("--use-energy", action="store_true", help="train on energies too")
     parser.add_argument("--use-stress", action="store_true", help="of crystals: train on stress too")

@@ -185,6 +185,8 @@ def _voigt(values: np.ndarray, field: str) -> np.ndarray:
     """Stress as (M, 6) also where a file has 3×3 matrices; forces as they are."""
     if field != "stress" or values.shape[1:] == (6,):
         return values
+    if values.shape[1:] not in ((9,), (3, 3)):
+        raise DataError(f"stress has the shape {values.shape[1:]} in a frame; it must have 6 numbers, or 3 x 3")
     matrices = values.reshape(-1, 3, 3)
     return matrices[:, [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
 
@@ -231,6 +233,9 @@ def _to_archive(given: Fields) -> Fields:
     """Fields of the sGDML package's dataset format, version 1.0.3, in eV and Å."""
     if "forces" not in given:
         raise DataError("the sGDML format needs forces, and there are none")
+    if any(given["pbc"]) != all(given["pbc"]) or "stress" in given:
+        what = "stress" if "stress" in given else f"pbc={list(given['pbc'])}"
+        raise DataError(f"the sGDML format has no room for {what}; write .extxyz instead")
     fields = {
         "type": "d",
         "code_version": "1.0.3",
@@ -244,7 +249,7 @@ def _to_archive(given: Fields) -> Fields:
     }
     if "energy" in given:
         fields["E"] = given["energy"]
-    if "cell" in given:
+    if "cell" in given and all(given["pbc"]):
         if given["cell"].ndim == 3:
             raise DataError("the sGDML format has one cell for all frames; these have several")
         fields["lattice"] = given["cell"].T

@@ -5,9 +5,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from ase import Atoms
+from ase.geometry import complete_cell
 
+from .calculator import check_pbc
 from .errors import DataError, MissingExtraError
 from .force_field import ForceField
+
+SYMPREC = 1e-3  # Å: what is left of displacements after a relaxation
+VACUUM = 20.0  # Å, along vectors that are not given
 
 if TYPE_CHECKING:
     from phonopy import Phonopy
@@ -38,9 +43,10 @@ def phonons(force_field: ForceField, reference: Atoms, *, displacement: float = 
     Raises
     ------
     DataError
-        If the force field is for a molecule.
+        If the force field is for a molecule, the cell is left-handed, or the reference
+        is far from the training geometries, as with its atoms in another order.
     ModelMismatchError
-        If these are not its atoms.
+        If these are not its atoms, or periodic in another way.
     MissingExtraError
         Without phonopy; its message has the command that installs it.
 
@@ -62,13 +68,39 @@ def phonons(force_field: ForceField, reference: Atoms, *, displacement: float = 
     if not force_field.is_periodic:
         raise DataError(f"phonons need a periodic force field, and this one is for the molecule {force_field.formula}")
     force_field.check_atoms(reference.numbers)
-    cell = reference.cell.array
-    ideal = PhonopyAtoms(numbers=reference.numbers, cell=cell, scaled_positions=reference.get_scaled_positions())
+    check_pbc(force_field, reference)
+    if not 0 < displacement < np.inf:
+        raise DataError(f"the displacement must be positive, but it is {displacement}")
+    excess = force_field.outside(reference.positions, reference.cell.array)
+    if excess:
+        (i, j), distance, shortest, longest = excess[0]
+        raise DataError(
+            f"the reference is far from the training geometries: atoms {i} and {j} are {distance:.3f} Å apart, in "
+            f"training {shortest:.3f} to {longest:.3f} Å; are the atoms in the order of the training geometries?"
+        )
+    cell = _with_vacuum(reference)
+    if np.linalg.det(cell) < 0:
+        raise DataError("the cell is left-handed, which phonopy does not take; exchange two of its vectors")
+    ideal = PhonopyAtoms(numbers=reference.numbers, cell=cell, positions=reference.positions)
     with warnings.catch_warnings():  # phonopy tells everyone who asks for "auto" that it found a primitive cell
         warnings.simplefilter("ignore", UserWarning)
-        phonon = Phonopy(ideal, supercell_matrix=np.eye(3, dtype=int), primitive_matrix="auto")
+        phonon = Phonopy(ideal, supercell_matrix=np.eye(3, dtype=int), primitive_matrix="auto", symprec=SYMPREC)
     phonon.generate_displacements(distance=displacement, is_plusminus=True)
-    displaced = np.array([s.positions for s in phonon.supercells_with_displacements])
-    phonon.forces = force_field.predict(displaced, cell).forces
+    # Not phonopy's own positions, which it may wrap across what is not periodic.
+    displaced = np.repeat(reference.positions[None], len(phonon.dataset["first_atoms"]), 0)
+    for positions, move in zip(displaced, phonon.dataset["first_atoms"], strict=True):
+        positions[move["number"]] += move["displacement"]
+    phonon.forces = force_field.predict(displaced, reference.cell.array).forces
     phonon.produce_force_constants()
     return phonon
+
+
+def _with_vacuum(atoms: Atoms) -> np.ndarray:
+    """The cell (3, 3), with long vectors where there are none."""
+    cell = atoms.cell.array
+    missing = ~cell.any(1)
+    if missing.any():
+        cell = complete_cell(cell)
+        extent = np.ptp(atoms.positions @ cell[missing].T, axis=0)
+        cell[missing] *= (extent + VACUUM)[:, None]
+    return cell

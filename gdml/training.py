@@ -13,7 +13,7 @@ from .checkpoints import Journal
 from .checks import check_duplicates, check_group, check_labels, check_validation
 from .contractions import contraction
 from .cost import Problem
-from .crystals import mean_cell, reference_of
+from .crystals import ideal_group, mean_cell, reference_of
 from .dataset import Dataset, read
 from .descriptors import InverseDistances, PairDescriptor, PairFeatures, SideBySide, SmoothInverseDistances
 from .energies import compare_units, constant_of_energy
@@ -43,8 +43,9 @@ def fit(
     dataset: Dataset | str | Path | list[Atoms],
     *,
     validation: Dataset | None = None,
-    reference: Atoms | None = None,
+    reference: Atoms | str | Path | None = None,
     symmetry: str | PermutationGroup | ArrayLike = "auto",
+    symprec: float | str = "auto",
     descriptor: PairDescriptor | SideBySide | None = None,
     kernel: str = "matern52",
     length_scale: float | str = "auto",
@@ -72,14 +73,16 @@ def fit(
     validation : Dataset, optional
         Other geometries on which the length scale is chosen; by default a
         fifth of the dataset is held out for that, and then trained on too.
-    reference : ase.Atoms, optional
-        Of a crystal, surface or wire: the ideal structure, with the atoms in the
-        order of the frames, from which the symmetry is found. By default the
-        symmetrised mean of the frames.
+    reference : ase.Atoms or path, optional
+        Of a crystal, surface or wire: the ideal structure, from which the symmetry
+        is found. By default the symmetrised mean of the frames.
     symmetry : {"auto", "none"}, PermutationGroup or (|S|, N) int array
         Permutations of equal atoms. "auto" finds those that the molecule's
         dynamics can reach (`gdml.symmetry.molecules`), or those of the crystal's
         space group (`gdml.symmetry.crystals`).
+    symprec : float or "auto"
+        How far atoms of the reference may be, in Å, from where operations put them; by
+        default almost nowhere, and a reference that is nearly more symmetric is refused.
     descriptor : PairDescriptor or SideBySide, optional
         By default r^-1 of all pairs; for periodic systems see `gdml.descriptors`.
     kernel : {"matern52", "gaussian"}
@@ -150,7 +153,8 @@ def fit(
         check_validation(dataset, validation)
     if use_stress and not dataset.has_stress:
         raise DataError("use_stress needs stress labels, a cell, and geometries that are periodic in three directions")
-    plan = _plan(dataset, reference, symmetry, descriptor, kernel, noise, use_energy, use_stress)
+    group = _group(dataset, symmetry, reference, symprec)
+    plan = _plan(dataset, group, descriptor, kernel, noise, use_energy, use_stress)
     x = _features(plan, dataset).x.numpy()
     check_duplicates(dataset, x, plan.descriptor.action(plan.group))
     method = Method(solver, preconditioner, rank, neighbours, rtol)
@@ -201,13 +205,13 @@ class _Plan:
     use_stress: bool
 
 
-def _plan(dataset, reference, symmetry, descriptor, kernel, noise, use_energy, use_stress) -> _Plan:
+def _plan(dataset, group, descriptor, kernel, noise, use_energy, use_stress) -> _Plan:
     noise = DEFAULT_NOISE if noise == "auto" else _number("noise", noise)
     if not 0 <= noise < np.inf:
         raise FitError(f"the noise must not be negative or infinite, but it is {noise}")
     return _Plan(
-        group=_group(dataset, symmetry, reference),
-        descriptor=descriptor or _descriptor(dataset),
+        group=group,
+        descriptor=_descriptor(dataset) if descriptor is None else _checked_descriptor(dataset, descriptor),
         kernel=kernel_by_name(kernel),
         noise=noise,
         use_energy=use_energy,
@@ -230,12 +234,37 @@ def _descriptor(dataset: Dataset) -> PairDescriptor:
     return SideBySide.balanced(parts, torch.tensor(dataset.positions), cells=dataset.cell)
 
 
-def _group(dataset: Dataset, symmetry: str | PermutationGroup | ArrayLike, reference: Atoms | None) -> PermutationGroup:
+def _checked_descriptor(dataset: Dataset, descriptor: PairDescriptor | SideBySide) -> PairDescriptor | SideBySide:
+    """The descriptor, if it is for these geometries."""
+    part = descriptor.parts[0] if isinstance(descriptor, SideBySide) else descriptor
+    pbc = getattr(part, "pbc", (False, False, False))
+    if part.n_atoms != dataset.n_atoms or tuple(pbc) != dataset.pbc:
+        raise DataError(
+            f"the descriptor is for {part.n_atoms} atoms with pbc={list(pbc)}, the geometries have {dataset.n_atoms} "
+            f"with {list(dataset.pbc)}; of periodic ones there are SmoothInverseDistances and PeriodicInverseDistances"
+        )
+    if any(pbc) and np.abs(np.asarray(part.cell) - mean_cell(dataset))[list(pbc)].max() > 1e-3:
+        raise DataError(
+            f"the descriptor is for the cell {np.asarray(part.cell).tolist()}, that of the geometries is "
+            f"{mean_cell(dataset).tolist()}"
+        )
+    return descriptor
+
+
+def _group(
+    dataset: Dataset,
+    symmetry: str | PermutationGroup | ArrayLike,
+    reference: Atoms | str | Path | None,
+    symprec: float | str,
+) -> PermutationGroup:
     if reference is not None and not any(dataset.pbc):
         raise DataError("a reference is for periodic geometries, and these have pbc False; leave it out, or set pbc")
     if isinstance(symmetry, str):
         if symmetry == "auto" and any(dataset.pbc):
-            return crystal_group(reference_of(dataset, reference))
+            ideal = reference_of(dataset, reference)
+            return (
+                ideal_group(ideal) if symprec == "auto" else crystal_group(ideal, symprec=_number("symprec", symprec))
+            )
         if symmetry == "auto":
             return molecular_group(dataset)
         if symmetry == "none":
@@ -315,6 +344,7 @@ def _train(
             "noise": plan.noise,
             "solver": account,
             "fingerprint": dataset.fingerprint,
+            "use_stress": plan.use_stress,
             "energies": "relative" if dataset.energy is None else "absolute",
         },
     )

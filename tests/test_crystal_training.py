@@ -1,5 +1,6 @@
 """Training on crystals, from frames to stress and dynamics: copper by effective medium theory."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import ase.io
@@ -15,8 +16,15 @@ from ase.optimize import BFGS
 import gdml
 from gdml import contractions, operators
 from gdml.cli import main
-from gdml.descriptors import PeriodicInverseDistances, SideBySide
-from gdml.errors import DataError, DataWarning, EnergyWarning, ModelMismatchError, SymmetryError
+from gdml.descriptors import PeriodicInverseDistances, SideBySide, SmoothInverseDistances
+from gdml.errors import (
+    DataError,
+    DataWarning,
+    EnergyWarning,
+    ExtrapolationWarning,
+    ModelMismatchError,
+    SymmetryError,
+)
 
 # The cells here are small, for speed.
 pytestmark = pytest.mark.filterwarnings("ignore:the shortest lattice vector")
@@ -231,7 +239,9 @@ def changed(atoms, **properties):
         (lambda a: changed(a, numbers=np.full(12, 28)), SymmetryError, "the reference is Ni12, the frames are Cu12"),
         (lambda a: changed(a, pbc=(True, True, False)), SymmetryError, "the reference has pbc="),
         (lambda a: changed(a, cell=1.01 * a.cell.array), SymmetryError, "the cell of the reference"),
-        (lambda a: changed(a, positions=a.positions[[0, 0, *range(2, 12)]]), DataError, "cannot be sorted"),
+        (lambda a: changed(a, positions=a.positions[[0, 0, *range(2, 12)]]), DataError, "cannot be told to be those"),
+        (lambda a: "nowhere.vasp", FileNotFoundError, "nowhere.vasp"),
+        (lambda a: [a], DataError, "must be ase.Atoms, or the path of a file, not list"),
     ],
 )
 def test_references_that_do_not_fit(copper, ideal, change, error, message):
@@ -243,9 +253,104 @@ def test_references_that_do_not_fit(copper, ideal, change, error, message):
 def test_reference_in_another_order(copper, ideal, numbers, rng):
     frames, ideal = replace(copper[:6], numbers=np.array(numbers)), changed(ideal, numbers=numbers)
     ordered = gdml.fit(frames, reference=ideal, length_scale=10.0)
-    shuffled = gdml.fit(frames, reference=ideal[rng.permutation(12)], length_scale=10.0)
+    with pytest.warns(DataWarning, match="were sorted to those of the frames"):
+        shuffled = gdml.fit(frames, reference=ideal[rng.permutation(12)], length_scale=10.0)
     assert shuffled.group == ordered.group
     np.testing.assert_allclose(shuffled.w, ordered.w, rtol=1e-6, atol=1e-6 * np.abs(ordered.w).max())
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+@pytest.mark.parametrize("atoms", [bulk("Cu") * (2, 2, 3), fcc111("Cu", (2, 2, 3), vacuum=6.0)], ids=["bulk", "slab"])
+def test_frames_that_drifted_and_were_wrapped(atoms, shuffled, rng):
+    """With the first atom displaced most; the group is the same."""
+    atoms = atoms.copy()
+    atoms.pbc = atoms.cell.array.any(1)
+    atoms.constraints = []
+    positions = atoms.positions + rng.normal(scale=0.05, size=(5, len(atoms), 3))
+    positions[:, 0, 0] += 0.4
+    drift = np.array([0.9, 0.4, 0.0 if not atoms.pbc[2] else 0.7])
+    frames = []
+    for k, one in enumerate(positions):
+        frame = changed(atoms, positions=one + k * drift)
+        frame.wrap()
+        frames.append(frame)
+    wrapped = np.array([f.positions for f in frames])
+    dataset = gdml.Dataset(
+        wrapped, atoms.numbers, forces=rng.normal(size=wrapped.shape), cell=atoms.cell.array, pbc=atoms.pbc
+    )
+    reference = atoms[rng.permutation(len(atoms))] if shuffled else atoms
+    with pytest.warns(DataWarning, match="were sorted") if shuffled else nullcontext():
+        force_field = gdml.fit(dataset, reference=reference, length_scale=10.0, noise=1e-3)
+    expected = gdml.crystal_group(atoms)
+    np.testing.assert_array_equal(
+        np.unique(force_field.group.permutations, axis=0), np.unique(expected.permutations, axis=0)
+    )
+
+
+def test_strained_frames_with_a_reference_of_another_size(rng):
+    """Compared as fractions, with the mean cell, which is not that of the first frame."""
+    ideal = bulk("Cu") * (1, 1, 8)
+    factors = [1.12, 1.06, 1.06, 1.04]
+    cells = np.array([f * ideal.cell.array for f in factors])
+    positions = np.array([f * ideal.positions for f in factors]) + rng.normal(scale=0.05, size=(4, 8, 3))
+    dataset = gdml.Dataset(positions, ideal.numbers, forces=rng.normal(size=(4, 8, 3)), cell=cells, pbc=True)
+    force_field = gdml.fit(dataset, reference=ideal, length_scale=10.0, noise=1e-3)
+    assert force_field.group == gdml.crystal_group(ideal)
+    np.testing.assert_allclose(force_field.cell, 1.07 * ideal.cell.array)
+    with pytest.raises(SymmetryError, match="the cell of the reference"):
+        gdml.fit(dataset, reference=changed(ideal, cell=0.9 * ideal.cell.array), length_scale=10.0)
+
+
+@pytest.mark.parametrize("rattle", [0.002, 0.005])
+def test_a_reference_that_is_not_quite_ideal(copper, ideal, rattle):
+    rough = ideal.copy()
+    rough.rattle(rattle, seed=1)
+    with pytest.raises(SymmetryError, match="operations, but within 0.03 Å .* give symprec=0.03 to take these"):
+        gdml.fit(copper[:5], reference=rough, length_scale=10.0)
+    force_field = gdml.fit(copper[:5], reference=rough, symprec=0.03, length_scale=10.0)
+    assert force_field.group == gdml.crystal_group(ideal)
+    with pytest.warns(DataWarning, match="the reference has no symmetry"):
+        gdml.fit(copper[:5], reference=copper.to_atoms()[7], length_scale=10.0)
+
+
+def test_descriptors_of_other_geometries(copper, ideal, frames):
+    cell = ideal.cell.array
+    for descriptor in (
+        gdml.InverseDistances(12),
+        SmoothInverseDistances(11, cell),
+        SmoothInverseDistances(12, cell, pbc=(True, True, False)),
+        SmoothInverseDistances(12, 1.1 * cell),
+    ):
+        with pytest.raises(DataError, match="the descriptor is for"):
+            gdml.fit(copper[:5], reference=ideal, descriptor=descriptor)
+    with pytest.raises(DataError, match="the descriptor is for"):
+        gdml.fit(frames[:5], descriptor=SmoothInverseDistances(9, np.eye(3) * 10))
+
+
+def test_stress_that_was_not_trained_on(force_field, copper):
+    atoms = copper.to_atoms()[0]
+    atoms.calc = gdml.GDMLCalculator(force_field)
+    with pytest.warns(ExtrapolationWarning, match="trained without"):
+        atoms.get_stress()
+
+
+def test_what_the_sgdml_format_cannot_hold(copper, tmp_path):
+    with pytest.raises(DataError, match="no room for stress; write .extxyz"):
+        copper.write(tmp_path / "x.npz")
+    sheet = replace(copper, stress=None, pbc=(True, True, False))
+    with pytest.raises(DataError, match=r"no room for pbc=\[True, True, False\]"):
+        sheet.write(tmp_path / "x.npz")
+    replace(copper, stress=None, pbc=False).write(tmp_path / "x.npz")
+    assert gdml.read(tmp_path / "x.npz").pbc == (False, False, False)
+
+
+def test_stress_of_an_odd_shape(ideal):
+    frame = shaken(ideal, 1)[0]
+    frame.calc = None
+    frame.info |= {"energy": 0.0, "stress": np.zeros(5)}
+    frame.arrays["forces"] = np.ones((12, 3))
+    with pytest.raises(DataError, match=r"stress has the shape \(5,\)"):
+        gdml.read([frame])
 
 
 def test_one_frame_in_another_order(copper, ideal):
@@ -353,3 +458,31 @@ def test_phonons_of_another_structure(force_field, frames):
         gdml.phonons(force_field, bulk("Ni") * (2, 2, 3))
     with pytest.raises(DataError, match="this one is for the molecule C2H6O"):
         gdml.phonons(gdml.fit(frames[:8], length_scale=20.0), frames.to_atoms()[0])
+
+
+def test_phonons_of_bad_references(force_field, ideal, rng):
+    with pytest.raises(ModelMismatchError, match="is for pbc="):
+        gdml.phonons(force_field, changed(ideal, pbc=(True, True, False)))
+    with pytest.raises(DataError, match="displacement must be positive"):
+        gdml.phonons(force_field, ideal, displacement=0.0)
+    with pytest.raises(DataError, match="in the order of the training geometries"):
+        gdml.phonons(force_field, ideal[[5, 3, 0, 11, 8, 1, 2, 4, 6, 7, 9, 10]])
+
+
+@pytest.mark.parametrize("third", [0.0, 25.0])
+def test_phonons_of_a_slab(third, rng):
+    """Also where there is no third vector, and atoms are below zero."""
+    slab = fcc111("Cu", (2, 2, 2), vacuum=0.0)
+    slab.constraints = []
+    slab.positions[:, 2] -= 1.0
+    slab.cell[2] = [0, 0, third]
+    slab.pbc = (True, True, False)
+    positions = slab.positions + rng.normal(scale=0.05, size=(8, 8, 3))
+    dataset = gdml.Dataset(
+        positions, slab.numbers, forces=slab.positions - positions, cell=slab.cell.array, pbc=slab.pbc
+    )
+    phonon = gdml.phonons(gdml.fit(dataset, reference=slab, length_scale=20.0), slab)
+    # Each atom is bound to its place, as nearly as a function of distances can say it.
+    assert len(phonon.primitive) == 2
+    assert phonon.force_constants.shape[1] == 8
+    assert np.trace(phonon.force_constants[0, phonon.primitive.p2s_map[0]]) > 1.0

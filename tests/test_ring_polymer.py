@@ -588,6 +588,7 @@ def test_a_step_that_fails_leaves_the_state_before_it(frames, model):
     torch.testing.assert_close(*ends, rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:the force field was trained without stress")
 @pytest.mark.parametrize("settings", [{"pressure_GPa": 1.0}, {"thermostat": "pile-g"}, {"heat_capacity": True}])
 def test_other_ensembles_go_on_too(settings, tmp_path):
     rng = np.random.default_rng(0)

@@ -194,6 +194,13 @@ class RingPolymerMD(MolecularDynamics):
         if problem:
             raise DynamicsError(f"at the start: {problem}")
         self._good = self.state()
+        details = getattr(getattr(self.source, "force_field", self.source), "details", {})
+        if self.barostat and details.get("use_stress") is False:
+            warnings.warn(
+                "the force field was trained without stress (use_stress): the volume at a pressure is extrapolated",
+                DynamicsWarning,
+                stacklevel=4,
+            )
         self._collapsed = self.n_beads > 1 and self.kind in ("none", "t-rpmd")
         self._warn_of_long_steps()
 
