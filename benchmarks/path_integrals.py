@@ -1,6 +1,6 @@
 """Path-integral dynamics: speed beside i-PI with sGDML, cost of beads, averages beside i-PI, ethanol and KCl.
 
-python benchmarks/path_integrals.py [speed] [beads] [averages] [ethanol] [crystal]
+python benchmarks/path_integrals.py [harmonic] [speed] [beads] [averages] [ethanol] [crystal]
 """
 
 import json
@@ -24,6 +24,7 @@ from gdml.dynamics.normal_modes import HBAR, NormalModes
 
 TEMPERATURE, N_BEADS = 300.0, 32
 EXAMPLE = (HERE.parent / "docs" / "ipi" / "direct.xml").read_text()
+OSCILLATORS = ((3000, 1), (3000, 16), (3000, 32), (3000, 64), (1600, 16), (1600, 32), (500, 16))
 IPI_COLUMNS = ("conserved", "temperature", "potential", "kinetic_cv", "kinetic_td")
 
 
@@ -43,6 +44,43 @@ def ring(force_field, atoms, timestep_fs=0.5, n_replicas=1, **settings) -> RingP
     copies = [atoms.copy() for _ in range(n_replicas)]
     settings = {"temperature_K": TEMPERATURE, "n_beads": N_BEADS, "rng": np.random.default_rng(0)} | settings
     return RingPolymerMD(copies, timestep_fs * units.fs, forces=force_field, **settings)
+
+
+def measure_harmonic() -> list[dict]:
+    """Oscillators of 1 amu, a hundred replicas in three dimensions, beside what is exact for a number of beads."""
+    found = [_oscillator(*case, "pile-l", "cayley") for case in OSCILLATORS]
+    for thermostat in ("pile-g", "t-rpmd", "none"):
+        found.append(_oscillator(1600, 16, thermostat, "cayley"))
+    found += [_oscillator(*case, "pile-l", "exact") for case in ((3000, 16), (1600, 32))]
+    return found
+
+
+def _oscillator(frequency_cm: float, n_beads: int, thermostat: str, propagator: str) -> dict:
+    square = (2 * np.pi * units._c * 100 / units.second * frequency_cm) ** 2
+    atoms = [Atoms("H", np.zeros((1, 3)), masses=[1.0]) for _ in range(100)]
+    # With the exact propagator, the step's error grows with the frequencies of the ring.
+    timestep = (0.1 if propagator == "exact" else 0.25) * units.fs
+    settings = {"temperature_K": TEMPERATURE, "n_beads": n_beads, "propagator": propagator, "tau": 20 * units.fs}
+    settings["forces"] = lambda x: (0.5 * square * (x**2).sum((1, 2)), -square * x)
+    start = RingPolymerMD(atoms, timestep, rng=0, **settings)
+    start.run(1000)
+    run = RingPolymerMD(atoms, timestep, rng=1, thermostat=thermostat, **settings)
+    run.start_from(start.state())
+    record = Record(run)
+    run.attach(record, interval=10)
+    run.run(6000)
+    averages = record.averages(discard=0.0)
+    ring_squares = run.modes.frequencies.numpy() ** 2
+    energy = float(units.kB * TEMPERATURE * (square / (square + ring_squares)).sum())
+    gyration = float(np.sqrt((units.kB * TEMPERATURE / (square + ring_squares[1:])).sum()))
+    row = {"frequency_cm": frequency_cm, "n_beads": n_beads, "thermostat": thermostat, "propagator": propagator}
+    row |= {"exact_meV": 1e3 * energy, "exact_gyration_A": gyration}
+    row["virial_meV"], row["primitive_meV"] = (
+        [1e3 * value / 3 for value in averages[name]] for name in ("total_energy", "total_energy_td")
+    )
+    row["gyration_A"] = [value / 3**0.5 for value in averages["r_gyration"]]
+    print(row, flush=True)
+    return row
 
 
 def measure_speed() -> dict:
@@ -241,6 +279,7 @@ def measure_crystal() -> dict:
 
 def main() -> None:
     parts = {
+        "harmonic": measure_harmonic,
         "speed": measure_speed,
         "beads": measure_beads,
         "averages": measure_averages,

@@ -221,6 +221,17 @@ def _structure(structure: dict | None) -> list[str]:
     return [f"{structure['mean_square_displacement_A2']:.4f}", peak]
 
 
+def path_integrals_harmonic(result: dict) -> list[list[str]]:
+    rows = [["Oscillator", "Beads", "Thermostat", "Exact (meV)", "Virial", "Primitive", "Gyration (Å): exact", "Found"]]
+    for case in result["harmonic"]:
+        energies = ("{:.2f} ± {:.2f}".format(*case[key]) for key in ("virial_meV", "primitive_meV"))
+        gyration = f"{case['exact_gyration_A']:.5f}", "{:.5f} ± {:.5f}".format(*case["gyration_A"])
+        settings = f"{case['thermostat']}, {case['propagator']}"
+        beads = str(case["n_beads"])
+        rows.append([f"{case['frequency_cm']} cm⁻¹", beads, settings, f"{case['exact_meV']:.3f}", *energies, *gyration])
+    return rows
+
+
 def path_integrals_speed(result: dict) -> list[list[str]]:
     case = result["speed"]
     names = {
@@ -294,6 +305,7 @@ TABLES = {
     "crystals_time": (crystals_time, "crystals"),
     "crystals_memory": (crystals_memory, "crystals"),
     "crystals_dynamics": (crystals_dynamics, "crystals"),
+    "path_integrals_harmonic": (path_integrals_harmonic, "path_integrals"),
     "path_integrals_speed": (path_integrals_speed, "path_integrals"),
     "path_integrals_averages": (path_integrals_averages, "path_integrals"),
     "path_integrals_ethanol": (path_integrals_ethanol, "path_integrals"),
