@@ -42,6 +42,8 @@ LAYERS = [
     ["calculator", "lattice_dynamics", "dynamics.classical"],
     ["dynamics.normal_modes", "dynamics.thermostats", "dynamics.barostat", "dynamics.forces", "dynamics.averages"],
     [
+        "dynamics.settings",
+        "dynamics.stability",
         "dynamics.ring_polymer",
         "dynamics.estimators",
         "dynamics.restarts",

@@ -187,7 +187,7 @@ def _check_state(state: tuple[float, float], target: float, step: int, calculato
     if np.isfinite(energy) and temperature < MAX_TEMPERATURE * target:
         return
     raise DynamicsError(
-        f"the molecule flew apart: at step {step} the temperature is {temperature:.3g} K (target {target:g} K), and "
+        f"the atoms flew apart: at step {step} the temperature is {temperature:.3g} K (target {target:g} K), and "
         f"{calculator.n_outside} force calls were outside the training region; use a shorter timestep, or add "
         "geometries from this temperature to the training data"
     )

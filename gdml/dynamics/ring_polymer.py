@@ -1,7 +1,5 @@
 """Path-integral molecular dynamics, with all beads of all replicas in one evaluation of the forces."""
 
-import hashlib
-import operator
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,16 +9,18 @@ import torch
 from ase import Atoms, units
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.constraints import FixAtoms, FixCom
+from ase.constraints import FixCom
 from ase.md.md import MolecularDynamics
-from scipy.optimize import brentq
 from torch import Tensor
 
 from ..errors import DataError, DynamicsError, DynamicsWarning, GDMLError
 from .barostat import Barostat
-from .forces import batched
-from .normal_modes import PROPAGATORS, NormalModes
-from .thermostats import THERMOSTATS, Thermostat
+from .classical import check_settings
+from .forces import Forces, batched
+from .normal_modes import NormalModes
+from .settings import check_names, check_replicas, name_of, natural
+from .stability import highest_frequency, longest_step
+from .thermostats import Thermostat
 
 MAX_TEMPERATURE = 20.0  # times the target: atoms are flying apart
 CHECK_INTERVAL = 10  # steps between looks at whether the state is sound
@@ -123,10 +123,10 @@ class RingPolymerMD(MolecularDynamics):
         **kwargs,
     ):
         replicas = [atoms] if isinstance(atoms, Atoms) else list(atoms)
-        n_beads = _natural(n_beads)
-        _check_settings(timestep=timestep, temperature_K=temperature_K, tau=tau, tau_p=tau_p)
-        _check_names(thermostat, propagator)
-        _check_replicas(replicas, pressure)
+        n_beads = natural(n_beads)
+        check_settings(timestep=timestep, temperature_K=temperature_K, tau=tau, tau_p=tau_p)
+        check_names(thermostat, propagator)
+        check_replicas(replicas, pressure)
         self.atoms, self.dt, self.nsteps = replicas[0], float(timestep), 0
         self.replicas, self.n_beads, self.temperature_K = replicas, n_beads, float(temperature_K)
         self.kind, self.propagator, self.max_outside = thermostat, propagator, max_outside
@@ -237,42 +237,11 @@ class RingPolymerMD(MolecularDynamics):
 
     def longest_step(self) -> tuple[float, str]:
         """The limit of stability of a step for the vibrations about the start, in ASE's units, and what sets it."""
-        own = max(self.highest_frequency(), 1e-12)
-        limits = {"the highest frequency of the atoms": 2 / own}
-        ring = float(self.modes.frequencies.max())
-        if self.propagator == "exact" and self.n_beads > 1:
-            # A kick between exact rotations: (ω h/2) tan(ω h/2) = (ω/Ω)² is where its trace leaves (-2, 2).
-            angle = brentq(lambda x: x * np.sin(x) - (ring / own) ** 2 * np.cos(x), 1e-9, np.pi / 2)
-            limits[f"the exact propagator with {self.n_beads} beads"] = 2 * angle / ring
-        if self.barostat:
-            limits["the barostat (with a larger tau_p)"] = 2 / max(self._piston_frequency(), 1e-12)
-        why = min(limits, key=limits.get)
-        return limits[why], why
+        return longest_step(self)
 
-    def _piston_frequency(self, strain: float = 1e-3) -> float:
-        """Of the cell's volume, from the change of the pressure with it."""
-        scale = self._tensor([1 + strain, 1 - strain]).view(2, 1, 1)
-        centroid, cells = scale * self.centroid[:1], scale * self._cells[:1]
-        volume = torch.linalg.det(cells).abs()
-        work = volume * (self._evaluate(centroid, cells, True).stress[:, :3].sum(1) + 3 * self.barostat.pressure)
-        return max(0.0, self.n_beads * float(work[0] - work[1]) / (2 * strain * self.barostat.mass)) ** 0.5
-
-    def highest_frequency(self, iterations: int = 10) -> float:
-        """Of the vibrations about the start, as an angular frequency in ASE's units; by power iteration."""
-        centroid = self.positions.mean(1)[:1]
-        root = self._masses.sqrt()
-        generator = torch.Generator(centroid.device).manual_seed(0)
-        v = torch.randn(centroid.shape, dtype=torch.float64, device=centroid.device, generator=generator)
-        square = 0.0
-        for _ in range(iterations):
-            v = self._moves * v / (self._moves * v).norm().clamp(min=1e-300)
-            step = 1e-3 * v / root * float(root.mean())
-            pair = torch.cat([centroid + step, centroid - step])
-            cells = None if self._cells is None else self._cells[:1].expand(2, 3, 3)
-            found = self._evaluate(pair, cells, False).forces
-            v = (found[1:] - found[:1]) / (2e-3 * float(root.mean())) / root
-            square = float((self._moves * v).norm())
-        return square**0.5
+    def highest_frequency(self) -> float:
+        """Of the vibrations about the start, as an angular frequency in ASE's units."""
+        return highest_frequency(self)
 
     # The step
 
@@ -430,6 +399,20 @@ class RingPolymerMD(MolecularDynamics):
         """Kinetic energy of each mode (R, P), eV, at the temperature P T."""
         return 0.5 * (self._p**2 / self._masses).sum((2, 3))
 
+    @property
+    def masses_of_atoms(self) -> Tensor:
+        """(N, 1), amu."""
+        return self._masses
+
+    @property
+    def moves(self) -> Tensor:
+        """One for atoms that move, zero for those that are fixed (N, 1)."""
+        return self._moves
+
+    def evaluate(self, positions: Tensor, cells: Tensor | None, stress: bool = False) -> Forces:
+        """What gives the forces, for any geometries (M, N, 3) in cells (M, 3, 3)."""
+        return self._evaluate(positions, cells, stress)
+
     def forces_at(self, positions: Tensor) -> Tensor:
         """Forces on beads at other positions (R, P, N, 3)."""
         return self._evaluate(positions.flatten(0, 1), self._cells_of_beads(), False).forces.view(self._shape)
@@ -497,7 +480,7 @@ class RingPolymerMD(MolecularDynamics):
         found["pbc"] = str(self.atoms.pbc.tolist())
         if not self.barostat:
             found["cell"] = str(self.atoms.cell.array.round(8).tolist())
-        found["forces"] = _name_of(self.source)
+        found["forces"] = name_of(self.source)
         return found | {"barostat": str(self.barostat), "thermostat": str(self._thermostat)}
 
     def state(self) -> dict[str, np.ndarray]:
@@ -575,53 +558,3 @@ class RingPolymerMD(MolecularDynamics):
             atoms.positions = centroid[k]
             atoms.arrays["momenta"] = momenta[k].copy()
             atoms.calc = SinglePointCalculator(atoms, energy=float(energy[k]), forces=forces[k])
-
-
-def _name_of(source: object) -> str:
-    """What gives the forces, for the settings of a run."""
-    source = getattr(source, "force_field", source)
-    if hasattr(source, "w"):
-        return f"{source!r} {hashlib.sha256(source.w.tobytes()).hexdigest()[:16]}"
-    return type(source).__name__
-
-
-def _natural(n_beads: int) -> int:
-    try:
-        number = operator.index(n_beads)
-    except TypeError as error:
-        raise DataError(f"n_beads must be a whole number, but it is {n_beads!r}") from error
-    if number < 1:
-        raise DataError(f"n_beads must be at least 1, but it is {number}")
-    return number
-
-
-def _check_settings(**settings: float) -> None:
-    for name, value in settings.items():
-        if not 0 < value < np.inf:
-            raise DataError(f"{name} must be positive and finite, but it is {value}")
-
-
-def _check_names(thermostat: str, propagator: str) -> None:
-    if thermostat not in THERMOSTATS:
-        raise DataError(f"the thermostat is one of {', '.join(THERMOSTATS)}, not {thermostat!r}")
-    if propagator not in PROPAGATORS:
-        raise DataError(f"the propagator is one of {', '.join(PROPAGATORS)}, not {propagator!r}")
-
-
-def _check_replicas(replicas: list[Atoms], pressure: float | None) -> None:
-    if not replicas or not len(replicas[0]):
-        raise DataError("there are no atoms to run")
-    if len({id(atoms) for atoms in replicas}) < len(replicas):
-        raise DataError("the same atoms are given twice; make copies of them for replicas")
-    if pressure is not None and not (np.isfinite(pressure) and all(a.pbc.all() for a in replicas)):
-        raise DataError("a pressure must be finite, and needs atoms that are periodic in three directions")
-    for k, atoms in enumerate(replicas):
-        if not np.array_equal(atoms.numbers, replicas[0].numbers) or (atoms.pbc != replicas[0].pbc).any():
-            raise DataError(f"replica {k} is {atoms.symbols} with pbc={atoms.pbc.tolist()}, unlike replica 0")
-        if not np.array_equal(atoms.get_masses(), replicas[0].get_masses()):
-            raise DataError(f"replica {k} has other masses than replica 0; run them apart")
-        for constraint in atoms.constraints:
-            if type(constraint) not in (FixCom, FixAtoms):  # nor their subclasses, which do other things
-                raise DataError(f"of constraints, FixCom and FixAtoms make sense for beads, not {constraint!r}")
-        if [c.todict() for c in atoms.constraints] != [c.todict() for c in replicas[0].constraints]:
-            raise DataError(f"replica {k} has other constraints than replica 0")
