@@ -34,7 +34,7 @@ SETS = {
     "Si": ("si64", np.inf, (6, 12, 24, 48)),
     "MgO": ("mgo64", np.inf, (8, 24, 60)),
     "NaCl": ("nacl64", np.inf, (8, 24, 60)),
-    "Al": ("al125_500K", np.inf, (10,)),
+    "Al": ("al125_500K", np.inf, (10, 30)),
 }
 A_SILICON = 5.432  # Å
 IMAGES = 240  # of an atom's surroundings: geometries times operations over atoms
