@@ -1,6 +1,6 @@
 """Crystals: accuracy beside the descriptor of BIGDML, time, memory, and molecular dynamics.
 
-python benchmarks/crystals.py [time] [translations] [memory] [accuracy] [cells] [dynamics]
+python benchmarks/crystals.py [time] [translations] [memory] [accuracy] [cells] [conservation] [dynamics]
 """
 
 import json
@@ -36,6 +36,7 @@ SETS = {
     "NaCl": ("nacl64", np.inf, (8, 24, 60)),
     "Al": ("al125_500K", np.inf, (10, 30)),
 }
+KINDS = ("default", "bigdml")
 A_SILICON = 5.432  # Å
 IMAGES = 240  # of an atom's surroundings: geometries times operations over atoms
 # J. Tersoff, Phys. Rev. B 38, 9902 (1988): silicon, "Si(C)".
@@ -168,7 +169,7 @@ def accuracy(name: str, n_train: int) -> dict:
     frames, _ = load(name)
     rest = frames[np.setdiff1d(np.arange(len(frames)), frames.sample(n_train))]
     run = {"n_train": n_train, "n_test": len(rest)}
-    for kind in ("default", "bigdml"):
+    for kind in KINDS:
         force_field = trained(name, n_train, kind)
         errors = gdml.evaluate(force_field, rest)
         run[kind] = {
@@ -194,7 +195,7 @@ def measure_cells() -> dict:
         n_train = round(IMAGES * len(reference) / order)
         frames = gdml.read([_shaken(reference, seed) for seed in range(n_train + 20)])
         found[name] = {"n_atoms": len(reference), "symmetry_order": order, "n_train": n_train, "n_test": 20}
-        for kind in ("default", "bigdml"):
+        for kind in KINDS:
             force_field = gdml.fit(frames[:n_train], reference=reference, descriptor=_descriptor(kind, reference))
             errors = gdml.evaluate(force_field, frames[n_train:])
             found[name][kind] = {"force_mae_meV_per_A": 1e3 * errors.forces_mae}
@@ -209,6 +210,14 @@ def _shaken(reference: Atoms, seed: int) -> Atoms:
     atoms.calc = Tersoff({("Si", "Si", "Si"): SILICON})
     atoms.get_forces()
     return atoms
+
+
+def measure_conservation() -> dict:
+    """Energy of KCl in NVE from 600 K, with smooth distances and with those to nearest images, whose slopes jump."""
+    _, reference = load("KCl")
+    settings = {"ensemble": "nve", "temperature_K": 600, "timestep_fs": 2.0, "steps": 2000}
+    runs = {kind: gdml.dynamics.run_md(trained("KCl", 20, kind), reference.copy(), **settings) for kind in KINDS}
+    return {"n_train": 20, **settings, "runs": {kind: asdict(run) for kind, run in runs.items()}}
 
 
 def measure_dynamics() -> dict:
@@ -290,6 +299,7 @@ def main() -> None:
         "memory": measure_memory,
         "accuracy": measure_accuracy,
         "cells": measure_cells,
+        "conservation": measure_conservation,
         "dynamics": measure_dynamics,
     }
     for part in sys.argv[1:] or list(parts):

@@ -199,6 +199,15 @@ def crystals_memory(result: dict) -> list[list[str]]:
     return [head, [str(cell) for cell in row]]
 
 
+def crystals_conservation(result: dict) -> list[list[str]]:
+    rows = [["KCl, NVE", "Temperature (K)", "Drift of the energy (meV/atom/ps)", "Fluctuation (meV/atom)"]]
+    names = {"default": "smooth distances (default)", "bigdml": "nearest images (BIGDML)"}
+    for kind, run in result["conservation"]["runs"].items():
+        drift, fluctuation = (f"{1e3 * run[f'energy_{what}']:.1e}" for what in ("drift", "fluctuation"))
+        rows.append([names[kind], f"{run['temperature_K']:.0f}", drift, fluctuation])
+    return rows
+
+
 def crystals_dynamics(result: dict) -> list[list[str]]:
     rows = [["Run", "Temperature (K)", "Drift of the energy (meV/atom/ps)", "Displacement² (Å²)", "First peak of g(r)"]]
     for name, case in result["dynamics"].items():
@@ -304,6 +313,7 @@ TABLES = {
     "crystals_cells": (crystals_cells, "crystals"),
     "crystals_time": (crystals_time, "crystals"),
     "crystals_memory": (crystals_memory, "crystals"),
+    "crystals_conservation": (crystals_conservation, "crystals"),
     "crystals_dynamics": (crystals_dynamics, "crystals"),
     "path_integrals_harmonic": (path_integrals_harmonic, "path_integrals"),
     "path_integrals_speed": (path_integrals_speed, "path_integrals"),
