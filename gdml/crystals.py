@@ -78,13 +78,7 @@ def reference_of(dataset: Dataset, reference: Atoms | str | Path | None) -> Atom
             f"the reference has pbc={reference.pbc.tolist()}, the frames have {list(dataset.pbc)}; set that of the "
             "reference (some formats of files, as POSCAR, cannot say it: take .extxyz)"
         )
-    periodic = np.array(dataset.pbc)
-    farthest = 1e-3 if dataset.cell.ndim == 2 else MAX_STRAIN * np.abs(cell).max()
-    if np.abs(reference.cell[:] - cell)[periodic].max() > farthest:
-        raise SymmetryError(
-            f"the cell of the reference is {reference.cell[:].tolist()}, the frames have {cell.tolist()}; take the "
-            "same lattice vectors in the same orientation"
-        )
+    _check_cells(dataset, reference)
     order = _order(dataset, reference, cell)
     if not np.array_equal(order, np.arange(len(order))):
         warnings.warn(
@@ -96,6 +90,21 @@ def reference_of(dataset: Dataset, reference: Atoms | str | Path | None) -> Atom
     _check_near(dataset, reference, cell)
     _check_size(reference)
     return reference
+
+
+def _check_cells(dataset: Dataset, reference: Atoms) -> None:
+    """Raise if the frames' cells, or some of them, are not that of the reference, up to strain where they differ."""
+    own, periodic = reference.cell[:], np.array(dataset.pbc)
+    several = dataset.cell.ndim == 3
+    cells = dataset.cell if several else dataset.cell[None]
+    farthest = MAX_STRAIN * np.abs(own).max() if several else 1e-3
+    wrong = ~(np.abs(cells - own)[:, periodic].max((1, 2)) <= farthest)
+    if wrong.any():
+        which = f"{name_frames(dataset.frame_numbers[wrong])}: " if several else ""
+        raise SymmetryError(
+            f"{which}the cell of the reference is {own.tolist()}, here it is {cells[wrong][0].tolist()}; take the same "
+            "lattice vectors in the same orientation"
+        )
 
 
 def ideal_group(reference: Atoms) -> CrystalGroup:
