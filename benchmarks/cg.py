@@ -3,7 +3,6 @@
 python benchmarks/cg.py [training] [tolerance] [iterations] [decay] [energies] [scaling]
 """
 
-import json
 import multiprocessing
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from against_sgdml import prepare_environment, run_sgdml, sgdml_job
-from common import RESULTS, dataset, write_result
+from common import dataset, peak_bytes, run_parts
 
 import gdml
 from gdml.contractions import GemmContraction
@@ -119,14 +118,14 @@ def _train(file: str, n_train: int, solver: str, validate: bool = True) -> dict:
     rest = np.setdiff1d(np.arange(len(frames)), drawn)
     validation, test = frames[rest[::2][:100]], frames[rest[1::2]]
     gdml.fit(frames[drawn[:10]], length_scale=20.0, symmetry="none")  # wakes threads, loads libraries
-    before, start = _peak(), time.perf_counter()
+    before, start = peak_bytes(), time.perf_counter()
     try:
         force_field = gdml.fit(
             frames[drawn], validation=validation if validate else None, length_scale=20.0, solver=solver
         )
     except MemoryBudgetError as error:
         return {"refused": str(error)}
-    seconds, memory = time.perf_counter() - start, _peak() - before
+    seconds, memory = time.perf_counter() - start, peak_bytes() - before
     return {
         "seconds": seconds,
         "peak_GB": memory / 1e9,
@@ -135,11 +134,6 @@ def _train(file: str, n_train: int, solver: str, validate: bool = True) -> dict:
         "solver": force_field.details["solver"],
         "gemm_GFLOPs_after": gemm_rate(2000) / 1e9,
     }
-
-
-def _peak() -> int:
-    """Peak memory of this process so far."""
-    return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 
 
 def measure_training() -> dict:
@@ -236,13 +230,7 @@ def main() -> None:
         "energies": measure_energies,
         "scaling": measure_scaling,
     }
-    chosen = sys.argv[1:] or list(parts)
-    for part in chosen:
-        result = parts[part]()
-        path = RESULTS / "cg.json"
-        known = json.loads(path.read_text()) if path.exists() else {}
-        kept = {name: known[name] for name in parts if name in known}
-        write_result("cg", kept | {part: result})
+    run_parts("cg", parts, sys.argv[1:])
 
 
 if __name__ == "__main__":

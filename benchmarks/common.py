@@ -65,6 +65,20 @@ def median_seconds(function: Callable[[], object], repeats: int, warm_up: int = 
     return statistics.median(times)
 
 
+def peak_bytes() -> int:
+    """Peak memory of this process so far."""
+    return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+
+
+def run_parts(name: str, parts: dict[str, Callable[[], object]], chosen: list[str]) -> None:
+    """Run parts of a benchmark, all where none is chosen; each goes into results/NAME.json, beside the others' last."""
+    for part in chosen or list(parts):
+        result = parts[part]()
+        path = RESULTS / f"{name}.json"
+        known = json.loads(path.read_text()) if path.exists() else {}
+        write_result(name, {key: known[key] for key in parts if key in known} | {part: result})
+
+
 def write_result(name: str, content: dict) -> None:
     """Write results/NAME.json, with the machine's description."""
     RESULTS.mkdir(exist_ok=True)

@@ -3,13 +3,11 @@
 python benchmarks/crystals.py [time] [translations] [memory] [accuracy] [cells] [conservation] [dynamics]
 """
 
-import json
 import multiprocessing
 import sys
 import time
 from dataclasses import asdict
 from functools import cache, partial
-from pathlib import Path
 
 import ase.io
 import numpy as np
@@ -20,7 +18,7 @@ from ase.calculators.tersoff import Tersoff, TersoffParameters
 from ase.geometry.rdf import get_rdf
 from ase.md.nose_hoover_chain import IsotropicMTKNPT
 from ase.md.velocitydistribution import Stationary, thermalize_momenta
-from common import DATA, RESULTS, dataset, gemm_gflops, median_seconds, write_result
+from common import DATA, RESULTS, dataset, gemm_gflops, median_seconds, peak_bytes, run_parts
 
 import gdml
 from gdml.contractions import GemmContraction, LatticeContraction
@@ -136,7 +134,7 @@ def measure_memory() -> dict:
 
 def _train_aluminium() -> dict:
     frames, reference = load("Al")
-    before, start = _peak(), time.perf_counter()
+    before, start = peak_bytes(), time.perf_counter()
     force_field = gdml.fit(frames, reference=reference, progress=True)
     seconds = time.perf_counter() - start
     return {
@@ -144,15 +142,11 @@ def _train_aluminium() -> dict:
         "symmetry_order": force_field.group.order,
         "unknowns": len(frames) * (3 * frames.n_atoms - 3),
         "train_s": seconds,
-        "peak_GB": (_peak() - before) / 1e9,
+        "peak_GB": (peak_bytes() - before) / 1e9,
         "length_scale": force_field.length_scale,
         "solver": force_field.details["solver"],
         "single_ms": 1e3 * median_seconds(lambda: force_field.predict(frames.positions[0]), 9),
     }
-
-
-def _peak() -> int:
-    return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 
 
 def measure_accuracy() -> dict:
@@ -302,11 +296,7 @@ def main() -> None:
         "conservation": measure_conservation,
         "dynamics": measure_dynamics,
     }
-    for part in sys.argv[1:] or list(parts):
-        result = parts[part]()
-        path = RESULTS / "crystals.json"
-        known = json.loads(path.read_text()) if path.exists() else {}
-        write_result("crystals", {name: known[name] for name in parts if name in known} | {part: result})
+    run_parts("crystals", parts, sys.argv[1:])
 
 
 if __name__ == "__main__":

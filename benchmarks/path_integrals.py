@@ -3,7 +3,6 @@
 python benchmarks/path_integrals.py [harmonic] [speed] [beads] [averages] [ethanol] [crystal]
 """
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from against_sgdml import ENVIRONMENT, prepare_environment
 from ase import Atoms, units
 from ase.constraints import FixCom
 from ase.optimize import BFGS
-from common import HERE, RESULTS, dataset, median_seconds, write_result
+from common import HERE, dataset, median_seconds, run_parts
 
 import gdml
 from gdml.dynamics import Record, RingPolymerMD, block_average
@@ -286,11 +285,7 @@ def main() -> None:
         "ethanol": measure_ethanol,
         "crystal": measure_crystal,
     }
-    for part in sys.argv[1:] or list(parts):
-        result = parts[part]()
-        path = RESULTS / "path_integrals.json"
-        known = json.loads(path.read_text()) if path.exists() else {}
-        write_result("path_integrals", {name: known[name] for name in parts if name in known} | {part: result})
+    run_parts("path_integrals", parts, sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import json
 import re
 from pathlib import Path
 
+from ase import units
+
 HERE = Path(__file__).parent
 PAGES = [HERE.parent / "README.md", *sorted((HERE.parent / "docs").glob("*.md"))]
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -262,7 +264,7 @@ def path_integrals_averages(result: dict) -> list[list[str]]:
         unit = "K" if name == "temperature" else "eV"
         digits = 1 if name == "temperature" else 4
         # i-PI counts the centre of mass, which both programs hold still, as moving.
-        held = {"gdml": 0.0, "ipi": 1.5 * 8.617333e-5 * 300 if name.startswith("kinetic") else 0.0}
+        held = {"gdml": 0.0, "ipi": 1.5 * units.kB * 300 if name.startswith("kinetic") else 0.0}
         cells = [
             f"{mean - held[kind]:.{digits}f} ± {error:.{digits}f} {unit}"
             for kind, (mean, error) in ((kind, case[kind]) for kind in held)

@@ -24,15 +24,21 @@ class Forces(NamedTuple):
 BatchedForces = Callable[[Tensor, Tensor | None, bool], Forces]
 
 
+def source_of(given: object, atoms: Atoms) -> object:
+    """What gives the forces: what is given, else the calculator of the atoms; of a `GDMLCalculator` its force field."""
+    source = atoms.calc if given is None else given
+    return source.force_field if isinstance(source, GDMLCalculator) else source
+
+
 def batched(source: object, atoms: Atoms) -> BatchedForces:
     """All geometries in one call where the source can, else one by one.
 
     Parameters
     ----------
-    source : ForceField, callable, ASE calculator, or None
+    source : ForceField, callable, or ASE calculator
         A callable takes positions (M, N, 3), as a tensor, and gives energies (M,)
         and forces (M, N, 3); where stress is wanted, it takes cells (M, 3, 3) too, and
-        gives stress (M, 6) as well. None is the calculator of the atoms.
+        gives stress (M, 6) as well.
     atoms : Atoms
 
     Raises
@@ -42,11 +48,8 @@ def batched(source: object, atoms: Atoms) -> BatchedForces:
     ModelMismatchError
         For a force field of other atoms, or periodic in another way.
     """
-    source = atoms.calc if source is None else source
     if source is None:
         raise DataError("there are no forces: give a force field, a callable, or atoms with a calculator")
-    if isinstance(source, GDMLCalculator):
-        source = source.force_field
     if isinstance(source, ForceField):
         source.check_atoms(atoms.numbers)
         check_pbc(source, atoms)

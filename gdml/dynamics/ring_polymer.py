@@ -15,14 +15,13 @@ from torch import Tensor
 
 from ..errors import DataError, DynamicsError, DynamicsWarning, GDMLError
 from .barostat import Barostat
-from .classical import check_settings
-from .forces import Forces, batched
+from .classical import MAX_TEMPERATURE, check_settings
+from .forces import batched, source_of
 from .normal_modes import NormalModes
 from .settings import check_names, check_replicas, name_of, natural
 from .stability import highest_frequency, longest_step
 from .thermostats import Thermostat
 
-MAX_TEMPERATURE = 20.0  # times the target: atoms are flying apart
 CHECK_INTERVAL = 10  # steps between looks at whether the state is sound
 MAX_GROWTH = 0.1  # of the cell's logarithm in a step
 # What a step changes, besides the barostat and the generator of random numbers.
@@ -82,6 +81,12 @@ class RingPolymerMD(MolecularDynamics):
 
     Attributes
     ----------
+    moves : (N, 1) tensor
+        One for atoms that move, zero for those that are fixed.
+    holds_com : bool
+        Whether the centre of mass of the centroid is held.
+    evaluate : callable
+        What gives the forces: see `gdml.dynamics.forces.batched`.
     n_outside : int
         Looks at a state, every tenth step, that found a bead outside the training region.
 
@@ -130,8 +135,8 @@ class RingPolymerMD(MolecularDynamics):
         self.atoms, self.dt, self.nsteps = replicas[0], float(timestep), 0
         self.replicas, self.n_beads, self.temperature_K = replicas, n_beads, float(temperature_K)
         self.kind, self.propagator, self.max_outside = thermostat, propagator, max_outside
-        self.source = forces if forces is not None else replicas[0].calc
-        self._evaluate = batched(forces, replicas[0])
+        self.source = source_of(forces, replicas[0])
+        self.evaluate = batched(self.source, replicas[0])
         self.n_outside, self.records, self._only_at_observers = 0, [], False
         self._shape = (len(replicas), n_beads, len(replicas[0]), 3)
         self._tensor = lambda x: torch.tensor(np.asarray(x, dtype=float), device=device)
@@ -140,7 +145,7 @@ class RingPolymerMD(MolecularDynamics):
         self.generator.manual_seed(int(np.random.default_rng(rng).integers(2**62)))
         self.modes = NormalModes(n_beads, temperature_K, device)
         self._constrain(replicas[0])
-        in_crystal = getattr(getattr(self.source, "force_field", self.source), "pbc", None) == (True, True, True)
+        in_crystal = getattr(self.source, "pbc", None) == (True, True, True)
         self._wants_stress = pressure is not None or in_crystal
         self._prepare(tau, pressure, tau_p, device)
         self._start()  # before ASE deletes an old trajectory
@@ -151,16 +156,16 @@ class RingPolymerMD(MolecularDynamics):
     # Preparation
 
     def _constrain(self, atoms: Atoms) -> None:
-        self._moves = torch.ones_like(self._masses)
-        self._holds_com = False
+        self.moves = torch.ones_like(self._masses)
+        self.holds_com = False
         for constraint in atoms.constraints:
             if type(constraint) is FixCom:
-                self._holds_com = True
+                self.holds_com = True
             else:
-                self._moves[torch.as_tensor(constraint.index)] = 0.0
-        if self._holds_com and not bool(self._moves.all()):
+                self.moves[torch.as_tensor(constraint.index)] = 0.0
+        if self.holds_com and not bool(self.moves.all()):
             raise DataError("FixCom and FixAtoms contradict each other; fixed atoms hold the rest already")
-        self.n_free = 3 * int(self._moves.sum()) - 3 * self._holds_com
+        self.n_free = 3 * int(self.moves.sum()) - 3 * self.holds_com
 
     def _prepare(self, tau: float, pressure: float | None, tau_p: float, device: str) -> None:
         kt = self.n_beads * units.kB * self.temperature_K
@@ -169,10 +174,10 @@ class RingPolymerMD(MolecularDynamics):
         self._thermostat = Thermostat(self.kind, self.modes.frequencies, kt, tau, self.dt)
         self.barostat = None
         if pressure is not None:
-            if not bool(self._moves.all()):
+            if not bool(self.moves.all()):
                 raise DataError("a barostat scales all positions, so that no atom can be fixed")
             thermalized = self.kind != "none"
-            self.barostat = Barostat(pressure, tau_p, kt, self._shape, thermalized, self.dt, self._holds_com, device)
+            self.barostat = Barostat(pressure, tau_p, kt, self._shape, thermalized, self.dt, self.holds_com, device)
 
     def _start(self) -> None:
         beads = self._tensor([a.positions for a in self.replicas])[:, None].expand(self._shape)
@@ -194,7 +199,7 @@ class RingPolymerMD(MolecularDynamics):
         if problem:
             raise DynamicsError(f"at the start: {problem}")
         self._good = self.state()
-        details = getattr(getattr(self.source, "force_field", self.source), "details", {})
+        details = getattr(self.source, "details", {})
         if self.barostat and details.get("use_stress") is False:
             warnings.warn(
                 "the force field was trained without stress (use_stress): the volume at a pressure is extrapolated",
@@ -305,14 +310,14 @@ class RingPolymerMD(MolecularDynamics):
         self._q, self._p = self._free(self._q, self._p, self._masses)
         if self.barostat:
             self._q[:, 0], self._p[:, 0], scale = self.barostat.drift(time, q0, p0, self._masses)
-            if self._holds_com:
+            if self.holds_com:
                 moved = (self._masses * (self._q[:, 0] - q0)).sum(1, keepdim=True) / self._masses.sum()
                 self._q[:, 0] -= moved
             self._cells = self._cells * scale.view(-1, 1, 1)
 
     def _force(self) -> None:
         beads = self.positions.flatten(0, 1)
-        found = self._evaluate(beads, self._cells_of_beads(), self._wants_stress)
+        found = self.evaluate(beads, self._cells_of_beads(), self._wants_stress)
         self._potential = found.energy.to(beads.dtype).view(self._shape[:2])
         self._bead_forces = found.forces.to(beads.dtype).view(self._shape)
         self._stress = None if found.stress is None else found.stress.view(*self._shape[:2], 6)
@@ -320,8 +325,8 @@ class RingPolymerMD(MolecularDynamics):
 
     def _projected(self, p: Tensor) -> Tensor:
         """Momenta or forces of the modes without what constraints forbid."""
-        p = p * self._moves
-        if self._holds_com:
+        p = p * self.moves
+        if self.holds_com:
             share = p[:, 0].sum(1, keepdim=True) / self._masses.sum()
             p = torch.cat([(p[:, 0] - share * self._masses)[:, None], p[:, 1:]], 1)
         return p
@@ -382,14 +387,9 @@ class RingPolymerMD(MolecularDynamics):
         return self._stress
 
     @property
-    def holds_com(self) -> bool:
-        """Whether the centre of mass of the centroid is held."""
-        return self._holds_com
-
-    @property
     def n_moving(self) -> int:
         """Degrees of freedom of an internal mode."""
-        return 3 * int(self._moves.sum())
+        return 3 * int(self.moves.sum())
 
     def spring_energy(self) -> Tensor:
         """Of the springs (R,), eV, at the temperature P T."""
@@ -399,23 +399,9 @@ class RingPolymerMD(MolecularDynamics):
         """Kinetic energy of each mode (R, P), eV, at the temperature P T."""
         return 0.5 * (self._p**2 / self._masses).sum((2, 3))
 
-    @property
-    def masses_of_atoms(self) -> Tensor:
-        """(N, 1), amu."""
-        return self._masses
-
-    @property
-    def moves(self) -> Tensor:
-        """One for atoms that move, zero for those that are fixed (N, 1)."""
-        return self._moves
-
-    def evaluate(self, positions: Tensor, cells: Tensor | None, stress: bool = False) -> Forces:
-        """What gives the forces, for any geometries (M, N, 3) in cells (M, 3, 3)."""
-        return self._evaluate(positions, cells, stress)
-
     def forces_at(self, positions: Tensor) -> Tensor:
         """Forces on beads at other positions (R, P, N, 3)."""
-        return self._evaluate(positions.flatten(0, 1), self._cells_of_beads(), False).forces.view(self._shape)
+        return self.evaluate(positions.flatten(0, 1), self._cells_of_beads(), False).forces.view(self._shape)
 
     def conserved(self) -> Tensor:
         """Energy (R,) of a bead that no motion but that of the time step's error changes, eV."""
@@ -448,7 +434,7 @@ class RingPolymerMD(MolecularDynamics):
         )
 
     def _region_problem(self) -> str | None:
-        judge = getattr(getattr(self.source, "force_field", self.source), "farthest_outside", None)
+        judge = getattr(self.source, "farthest_outside", None)
         if judge is None:
             return None
         widths, worst = judge(self.positions.flatten(0, 1), self._cells_of_beads())
@@ -476,7 +462,7 @@ class RingPolymerMD(MolecularDynamics):
         found = {name: str(getattr(self, name)) for name in names}
         found |= {"atoms": str(self.atoms.symbols), "replicas": str(len(self.replicas))}
         found["masses"] = " ".join(f"{m:g}" for m in self._masses.flatten().tolist())
-        found["fixed atoms"] = str((self._moves == 0).nonzero()[:, 0].tolist())
+        found["fixed atoms"] = str((self.moves == 0).nonzero()[:, 0].tolist())
         found["pbc"] = str(self.atoms.pbc.tolist())
         if not self.barostat:
             found["cell"] = str(self.atoms.cell.array.round(8).tolist())

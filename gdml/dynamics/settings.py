@@ -14,7 +14,6 @@ from .thermostats import THERMOSTATS
 
 def name_of(source: object) -> str:
     """What gives the forces, for the settings of a run."""
-    source = getattr(source, "force_field", source)
     if hasattr(source, "w"):
         return f"{source!r} {hashlib.sha256(source.w.tobytes()).hexdigest()[:16]}"
     return type(source).__name__

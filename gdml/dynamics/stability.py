@@ -30,7 +30,7 @@ def longest_step(run) -> tuple[float, str]:
 
 def highest_frequency(run) -> float:
     """Of the vibrations about the present centroid of the first replica, by power iteration."""
-    centroid, root = run.centroid[:1], run.masses_of_atoms.sqrt()
+    centroid, root = run.centroid[:1], run.centroid.new_tensor(run.atoms.get_masses()).view(-1, 1).sqrt()
     cells = None if run.cells is None else run.cells[:1].expand(2, 3, 3)
     generator = torch.Generator(centroid.device).manual_seed(0)
     v = torch.randn(centroid.shape, dtype=centroid.dtype, device=centroid.device, generator=generator)
@@ -40,7 +40,7 @@ def highest_frequency(run) -> float:
         v = run.moves * v
         v = v / v.norm().clamp(min=TINY)
         pair = torch.cat([centroid + length * v / root, centroid - length * v / root])
-        forces = run.evaluate(pair, cells).forces
+        forces = run.evaluate(pair, cells, False).forces
         v = (forces[1:] - forces[:1]) / (2 * length) / root
         square = float((run.moves * v).norm())
     return square**0.5
