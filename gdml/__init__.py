@@ -33,7 +33,7 @@ _HOME = {
     "direct_product": "symmetry",
     "evaluate": "metrics",
     "fit": "training",
-    "load": "force_field",
+    "load": "models",
     "molecular_group": "symmetry",
     "phonons": "lattice_dynamics",
     "read": "dataset",

@@ -7,7 +7,8 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 
 from .errors import ExtrapolationWarning, ModelMismatchError
-from .force_field import Excess, ForceField, load
+from .force_field import Excess, ForceField
+from .models import load
 
 
 class GDMLCalculator(Calculator):
@@ -16,6 +17,8 @@ class GDMLCalculator(Calculator):
     Parameters
     ----------
     force_field : ForceField or path
+    device, dtype, backend : optional
+        Where and how it is evaluated; see `ForceField.to`.
     warn_outside : bool
         Whether to warn, once, when a geometry leaves the region of the training
         data (see `ForceField.outside`).
@@ -27,6 +30,8 @@ class GDMLCalculator(Calculator):
 
     Raises
     ------
+    DeviceError
+        For a device, precision or backend that is not there.
     ModelMismatchError
         On calculation, for atoms of another composition or order.
 
@@ -37,9 +42,19 @@ class GDMLCalculator(Calculator):
 
     implemented_properties = ["energy", "free_energy", "forces", "stress"]
 
-    def __init__(self, force_field: ForceField | str | Path, *, warn_outside: bool = True, **kwargs):
+    def __init__(
+        self,
+        force_field: ForceField | str | Path,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        backend: str | None = None,
+        warn_outside: bool = True,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
-        self.force_field = force_field if isinstance(force_field, ForceField) else load(force_field)
+        force_field = force_field if isinstance(force_field, ForceField) else load(force_field)
+        self.force_field = force_field.to(device, dtype, backend)
         self.warn_outside = warn_outside
         self.n_outside = 0
 

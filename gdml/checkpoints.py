@@ -11,6 +11,7 @@ import torch
 
 from .errors import CheckpointWarning, DataError, FormatError, OutputError
 from .npz import Archive, check_writable, read_archive, write_archive
+from .processes import Shares, Team
 from .solvers import State
 
 FORMAT = "gdml-checkpoint-1"
@@ -27,6 +28,9 @@ class Journal:
     problem : dict of str
         All that the training depends on, in words; a checkpoint of another
         problem is refused.
+    team : Team, optional
+        Of processes that train together, whatever their number was before; the first
+        of them writes and reads the file.
 
     Attributes
     ----------
@@ -39,13 +43,14 @@ class Journal:
     spent : int
         Iterations with preconditioners of lower rank.
     state : State or None
+        Whole, where the training has several processes.
     errors : list of float
         On held-out forces so far.
     """
 
-    def __init__(self, path: str | Path | None = None, problem: dict[str, str] | None = None):
+    def __init__(self, path: str | Path | None = None, problem: dict[str, str] | None = None, team: Team | None = None):
         self.path = None if path is None else check_writable(path, ".npz")
-        self.problem = problem or {}
+        self.problem, self.team = problem or {}, team or Team()
         self.length_scale: float | None = None
         self.expected_error: float | None = None
         self.rank = self.spent = 0
@@ -54,7 +59,9 @@ class Journal:
         self._last = time.monotonic()
 
     @classmethod
-    def open(cls, path: str | Path | None, problem: dict[str, str], resume: bool) -> "Journal":
+    def open(
+        cls, path: str | Path | None, problem: dict[str, str], resume: bool, team: Team | None = None
+    ) -> "Journal":
         """A new journal, or with `resume` that of an unfinished training, where there is one.
 
         Raises
@@ -67,16 +74,22 @@ class Journal:
         DataError
             If the checkpoint is of another problem; the message says what differs.
         """
-        journal = cls(path, problem)
-        if journal.path is None or not journal.path.exists():
-            return journal
+        journal = cls(path, problem, team)
+        archive = journal.team.agree(lambda: journal._read(resume))
+        if archive is not None:
+            journal._load(archive)
+        return journal
+
+    def _read(self, resume: bool) -> Archive | None:
+        """What the file holds that is to be resumed from, if there is one."""
+        if self.path is None or not self.path.exists():
+            return None
         if not resume:
             raise OutputError(
-                f"{path}: here is the checkpoint of an unfinished training; go on with it (--resume, or resume=True), "
-                "or delete it to start anew"
+                f"{self.path}: here is the checkpoint of an unfinished training; go on with it (--resume, or "
+                "resume=True), or delete it to start anew"
             )
-        journal._load(read_archive(journal.path))
-        return journal
+        return read_archive(self.path)
 
     def _load(self, archive: Archive) -> None:
         if archive.text("format") != FORMAT:
@@ -98,17 +111,24 @@ class Journal:
     def note_length_scale(self, length_scale: float, expected_error: float | None) -> None:
         """Keep the length scale, which may have taken long to choose, and the error that it promises."""
         self.length_scale, self.expected_error = length_scale, expected_error
-        self._write_if_due({})
+        if self._is_due():
+            self._write({})
 
-    def note(self, rank: int, spent: int, state: State, errors: list[float]) -> None:
+    def note(self, rank: int, spent: int, state: State, errors: list[float], unknowns: Shares) -> None:
         """Keep where conjugate gradients are, if the last checkpoint is old enough."""
-        if state.p is None:
+        if state.p is None or not self._is_due():
             return
-        vectors = {name: getattr(state, name) for name in ("x", "r", "p", "rz", "residuals", "fresh")}
-        self._write_if_due({"rank": rank, "spent": spent, "errors": errors} | vectors)
+        vectors = {name: unknowns.gather(getattr(state, name)).cpu() for name in ("x", "r", "p")}
+        others = {"rz": state.rz.cpu(), "residuals": state.residuals, "fresh": state.fresh}
+        self._write({"rank": rank, "spent": spent, "errors": errors} | vectors | others)
 
-    def _write_if_due(self, fields: dict) -> None:
-        if self.path is None or time.monotonic() - self._last < INTERVAL:
+    def _is_due(self) -> bool:
+        """Whether the last checkpoint is old enough, by the clock of the first process."""
+        return self.path is not None and self.team.agree(lambda: time.monotonic() - self._last >= INTERVAL)
+
+    def _write(self, fields: dict) -> None:
+        self._last = time.monotonic()
+        if not self.team.is_first:
             return
         error = math.nan if self.expected_error is None else self.expected_error
         chosen = {"length_scale": self.length_scale, "expected_error": error}
@@ -118,4 +138,3 @@ class Journal:
         except OutputError as error:
             message = f"no checkpoint was written, the training goes on without: {error}"
             warnings.warn(message, CheckpointWarning, stacklevel=2)
-        self._last = time.monotonic()

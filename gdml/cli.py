@@ -7,6 +7,7 @@ written; 6 an optional package is missing; 130 interrupted.
 
 import argparse
 import json
+import os
 import sys
 import time
 import warnings
@@ -17,14 +18,16 @@ import numpy as np
 from . import plots
 from ._version import __version__
 from .cli_dynamics import add_ipi, add_md, add_pimd
-from .cli_options import natural
+from .cli_options import add_hardware, natural
 from .data import ethanol
 from .dataset import Dataset, read, read_structure
 from .errors import INTERRUPTED, DataError, FormatError, GDMLError, GDMLWarning, OutputError
-from .force_field import ForceField, load
+from .force_field import ForceField
 from .metrics import Metrics, compare, evaluate, predict
+from .models import load
 from .npz import check_writable, read_archive
 from .preconditioners import FACTORS
+from .processes import is_first, started_together
 from .sgdml_models import is_sgdml_model
 from .training import fit
 
@@ -50,17 +53,25 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fail(message: object, code: int) -> int:
-    print(f"gdml: error: {message}", file=sys.stderr)
+    # What is wrong with the data all processes find; what only one has met, it has to say.
+    if is_first() or code != DataError.exit_code:
+        who = "" if is_first() else f" in process {os.environ['RANK']}"
+        print(f"gdml: error{who}: {message}", file=sys.stderr, flush=True)
     return code
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    if issubclass(category, GDMLWarning):
+    if issubclass(category, GDMLWarning) and is_first():
         print(f"gdml: warning: {message}", file=sys.stderr)
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train on frames of a file, judge on others, and save."""
+    """Train on frames of a file, judge on others, and save; by torchrun, with several processes."""
+    with started_together():
+        _train(options)
+
+
+def _train(options: argparse.Namespace) -> None:
     check_writable(options.output, ".npz")
     _prepare_plots(options.plot, options.learning_curve)
     dataset = _read(options.data, options)
@@ -81,12 +92,17 @@ def train(options: argparse.Namespace) -> None:
         "neighbours": options.neighbours,
         "rtol": options.rtol,
         "use_stress": options.use_stress,
-        "progress": not options.quiet,
+        "progress": is_first() and not options.quiet,
+        "backend": options.backend,
+        "device": options.device,
+        "dtype": options.dtype,
     }
     start = time.perf_counter()
     checkpoint = options.output.with_suffix(".checkpoint.npz")
     force_field = fit(training, validation=validation, checkpoint=checkpoint, resume=options.resume, **settings)
     seconds = time.perf_counter() - start
+    if not is_first():
+        return
     force_field.save(options.output)
     checkpoint.unlink(missing_ok=True)
     print(f"{options.output}: {_describe(force_field)}; trained in {seconds:.1f} s{_account(force_field)}")
@@ -134,7 +150,7 @@ def _learning_curve(training: Dataset, validation: Dataset, settings: dict, path
 def test(options: argparse.Namespace) -> None:
     """Errors of a force field on a file of labelled geometries."""
     _prepare_plots(options.plot)
-    force_field = load(options.model)
+    force_field = load(options.model, device=options.device, dtype=options.dtype, backend=options.backend)
     dataset = _read(options.data, options)
     force_field.check_atoms(dataset.numbers)
     prediction = predict(force_field, dataset)
@@ -285,6 +301,7 @@ def _add_train(commands, data) -> None:
     parser.add_argument("--seed", type=natural, default=0, help="of the draw of frames (0)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="parity plot of the held-out frames")
     parser.add_argument("--learning-curve", type=Path, metavar="FILE", help="plot errors at n/8, n/4, n/2 and n")
+    add_hardware(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
 
 
@@ -294,6 +311,7 @@ def _add_test(commands, data) -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON (eV, Å)")
+    add_hardware(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="parity plot")
 
 

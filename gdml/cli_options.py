@@ -1,6 +1,9 @@
-"""Types of arguments that several commands share."""
+"""Arguments, and types of them, that several commands share."""
 
 import argparse
+
+from .contractions import BACKENDS
+from .hardware import PRECISIONS
 
 
 def natural(text: str) -> int:
@@ -9,3 +12,10 @@ def natural(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"{value} is negative")
     return value
+
+
+def add_hardware(parser: argparse.ArgumentParser) -> None:
+    """Where, in which precision and how sums over training geometries are computed."""
+    parser.add_argument("--device", metavar="NAME", help="cpu (default), cuda, cuda:1, ...")
+    parser.add_argument("--dtype", choices=tuple(PRECISIONS), help="of the sums of predictions (float64)")
+    parser.add_argument("--backend", choices=("auto", *BACKENDS), default="auto", help="how they are computed (auto)")

@@ -16,6 +16,7 @@ REJECTED = 1.15  # candidates for each column that is kept
 # of kernel columns, and of many small matrices; and that of Fourier sums. Measured.
 CONTRACTION, COLUMNS, SMALL = 2.2, 8.0, 4.0
 FOURIER = 5.0
+CPU = torch.device("cpu")
 # The largest rank to start with, as a fraction of the unknowns.
 MOST = 5
 # Unknowns for each of the columns that show how fast the matrix is described.
@@ -30,7 +31,7 @@ class Problem:
 
     Geometries n, labels of each L, descriptor entries D, order |S|; m neighbours
     of the preconditioner; translations |T| that the contraction sums over in
-    Fourier space.
+    Fourier space; the device, of each of P processes that share out the geometries.
     """
 
     n_frames: int
@@ -39,6 +40,8 @@ class Problem:
     order: int
     neighbours: int = 4
     n_translations: int = 1
+    device: torch.device = CPU
+    n_processes: int = 1
 
     @property
     def n_unknowns(self) -> int:
@@ -48,9 +51,14 @@ class Problem:
     def closed_form_bytes(self) -> int:
         return closed_form_bytes(self.n_frames, self.n_labels, self.size, self.order, self.n_translations)
 
+    def check_closed_form(self) -> None:
+        """Raise `MemoryBudgetError` unless there is memory enough."""
+        sizes = self.n_frames, self.n_labels, self.size, self.order, self.n_translations
+        check_closed_form(*sizes, self.device)
+
     def fits_closed_form(self) -> bool:
         """Whether the closed form fits into the memory there is."""
-        return self.closed_form_bytes <= memory.available_memory()
+        return self.closed_form_bytes <= memory.available_memory(self.device)
 
     @property
     def is_small(self) -> bool:
@@ -96,7 +104,7 @@ class Problem:
 
     def largest_rank(self) -> int:
         """What half of the memory holds."""
-        return max(1, min(self.n_unknowns, memory.available_memory() // (2 * 8 * self.n_unknowns)))
+        return max(1, min(self.n_unknowns, memory.available_memory(self.device) // (2 * 8 * self.n_unknowns)))
 
     def build_operations(self, rank: int) -> float:
         """Of a preconditioner: columns, 3.5 N k², and the rest by neighbours, n [(m + 1) L]² k."""
@@ -174,25 +182,25 @@ def choose(problem: Problem, decay: tuple[int, float, float], noise: float, solv
     """
     best, work = choose_rank(problem, decay, noise)
     rank = best if rank is None else min(rank, problem.n_unknowns)
-    budget, closed = memory.available_memory(), problem.closed_form_operations
+    budget, closed = memory.available_memory(problem.device), problem.closed_form_operations
     if problem.cg_bytes(rank) > budget:
-        check_closed_form(problem.n_frames, problem.n_labels, problem.size, problem.order, problem.n_translations)
+        problem.check_closed_form()
     if solver == "cg":
         return Choice("cg", "asked for", rank)
     if problem.closed_form_bytes > budget:
         why = f"the closed form needs {problem.closed_form_bytes / 1e9:.1f} GB and {budget / 1e9:.1f} are there"
         return Choice("cg", why, rank)
-    rate = gemm_rate()
+    rate = gemm_rate(device=problem.device)
     why = f"predicted {closed / rate:.1f} s in closed form, {work / rate:.1f} s by conjugate gradients"
     return Choice("cholesky" if closed <= work else "cg", why, rank)
 
 
-def gemm_rate(n: int = 1200) -> float:
+def gemm_rate(n: int = 1200, device: torch.device = CPU) -> float:
     """Operations in a second of a large matrix product; the better of two runs, since the first wakes what sleeps."""
-    a = torch.ones(n, n, dtype=torch.float64)
+    a = torch.ones(n, n, dtype=torch.float64, device=device)
     times = []
     for _ in range(2):
         start = time.perf_counter()
-        a @ a
+        (a @ a)[0, 0].item()  # which waits for a GPU to be done
         times.append(time.perf_counter() - start)
     return 2 * n**3 / min(times)

@@ -51,6 +51,16 @@ class MemoryBudgetError(FitError, MemoryError):
     """A job that would need more memory than there is; found before it starts."""
 
 
+class DeviceError(GDMLError, RuntimeError):
+    """A device, a precision or a way to compute that is not there."""
+
+    exit_code = 4
+
+
+class ProcessError(FitError):
+    """Several processes of one training that cannot work together, or of which one has stopped."""
+
+
 class DynamicsError(GDMLError, RuntimeError):
     """Molecular dynamics that left every meaningful region."""
 

@@ -1,7 +1,9 @@
 """A trained force field: prediction, and its file."""
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,13 +15,14 @@ from ase.formula import Formula
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .contractions import contraction
-from .descriptors import InverseDistances, PairDescriptor, PairFeatures, SideBySide, from_recipe
-from .errors import DataError, FormatError, ModelMismatchError
+from .contractions import check_backend, contraction
+from .descriptors import InverseDistances, PairDescriptor, PairFeatures, SideBySide
+from .errors import DataError, ModelMismatchError
 from .geometry import pair_distances, pair_indices
-from .kernels import RadialKernel, kernel_by_name
-from .npz import Archive, read_archive, write_archive
-from .sgdml_models import from_sgdml, is_sgdml_model, to_sgdml
+from .hardware import check_devices, check_precision, parts
+from .kernels import RadialKernel
+from .npz import write_archive
+from .sgdml_models import to_sgdml
 from .symmetry import Action, CrystalGroup, PermutationGroup
 
 FORMAT = "gdml-force-field"
@@ -83,6 +86,13 @@ class ForceField:
     details : dict
         Where the force field comes from: name, n_train, noise, fingerprint of
         the training data, whether energies are "absolute" or "relative", errors.
+    devices : tuple of str
+        Where it is evaluated; batches are shared out to them. These last three are no
+        part of a model file: see `to`.
+    dtype : {"float64", "float32"}
+        Precision of the sums over training geometries.
+    backend : {"auto", "gemm", "keops", "lattice"}
+        How they are computed.
     """
 
     numbers: np.ndarray
@@ -94,6 +104,54 @@ class ForceField:
     w: np.ndarray
     offset: float = 0.0
     details: dict[str, Any] = field(default_factory=dict)
+    devices: tuple[str, ...] = ("cpu",)
+    dtype: str = "float64"
+    backend: str = "auto"
+
+    def to(
+        self,
+        device: str | torch.device | Sequence[str] | None = None,
+        dtype: str | torch.dtype | None = None,
+        backend: str | None = None,
+    ) -> "ForceField":
+        """The same force field, evaluated elsewhere, in another precision or in another way.
+
+        Parameters
+        ----------
+        device : str, torch.device or sequence of them, optional
+            "cpu", "cuda", "cuda:1", ...; batches are shared out to several, as in "cuda:0,cuda:1".
+            What is left out stays as it is.
+        dtype : {"float64", "float32"}, optional
+            With "float32" the sums over training geometries are single precision. Their terms
+            cancel, all the more the smaller the noise was: see `precision_error`.
+        backend : {"auto", "gemm", "keops", "lattice"}, optional
+            Matrix products, sums that KeOps compiles, Fourier sums over the translations
+            of a crystal, or what promises to be fastest.
+
+        Returns
+        -------
+        ForceField
+
+        Raises
+        ------
+        DeviceError
+            For a device, precision or backend that is not there.
+        """
+        changes = {
+            "devices": self.devices if device is None else check_devices(device),
+            "dtype": self.dtype if dtype is None else str(check_precision(dtype)).removeprefix("torch."),
+            "backend": self.backend if backend is None else check_backend(backend),
+        }
+        if all(getattr(self, name) == value for name, value in changes.items()):
+            return self
+        changed = replace(self, **changes)
+        _ = changed._jets  # what does not work fails here, not amid dynamics
+        return changed
+
+    @property
+    def device(self) -> torch.device:
+        """The first of the devices; a single geometry is evaluated there."""
+        return torch.device(self.devices[0])
 
     @property
     def symmetry(self) -> PermutationGroup:
@@ -119,8 +177,13 @@ class ForceField:
 
     @cached_property
     def _jets(self):
-        jets = contraction(self.kernel, torch.tensor(self.y), self._action)
-        return jets.bind(None if self.c is None else torch.tensor(self.c), torch.tensor(self.w))
+        y, c, w = (None if v is None else torch.tensor(v, device=self.device) for v in (self.y, self.c, self.w))
+        return contraction(self.kernel, y, self._action, self.backend, check_precision(self.dtype)).bind(c, w)
+
+    @cached_property
+    def _copies(self) -> list["ForceField"]:
+        """One for each of the devices."""
+        return [replace(self, devices=(device,)) for device in self.devices]
 
     @property
     def is_periodic(self) -> bool:
@@ -156,7 +219,7 @@ class ForceField:
         Returns
         -------
         Prediction
-            Arrays, or tensors if positions are a tensor.
+            Arrays, or tensors on the device of the positions if these are a tensor.
 
         Raises
         ------
@@ -166,11 +229,10 @@ class ForceField:
         """
         given = self._checked(positions, cell, stress)
         batch = given.reshape(-1, *given.shape[-2:])
-        cells = self._cells(cell, len(batch))
-        parts = [self._predict(*part, stress) for part in zip(batch.split(MAX_FRAMES), cells)]
-        energy, forces, pressure = (torch.cat(p) if len(parts) > 1 else p[0] for p in zip(*parts, strict=True))
-        if not bool(energy.isfinite().all()):
-            raise DataError(self._name_coincident(batch, int((~energy.isfinite()).nonzero()[0])))
+        cell = None if cell is None else np.asarray(cell, dtype=float)
+        energy, forces, pressure = (part.to(given.device) for part in self._shared_out(batch, cell, stress))
+        if not bool((energy + forces.sum((1, 2))).isfinite().all()):
+            raise DataError(self._name_wrong(batch, energy, forces))
         shape = given.shape[:-2]
         pressure = pressure.reshape(*shape, 6) if stress else None
         if isinstance(positions, Tensor):
@@ -179,6 +241,25 @@ class ForceField:
         if given.ndim == 2:
             return Prediction(float(energy), forces[0].numpy(), pressure)
         return Prediction(energy.numpy(), forces.numpy(), pressure)
+
+    def _shared_out(self, batch: Tensor, cell: np.ndarray | None, stress: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The prediction for a batch by all devices, each with a part of it."""
+        if len(self.devices) == 1 or len(batch) < 2:
+            return self._in_turn(batch, cell, stress)
+        shares = [some for some in parts(len(batch), len(self.devices)) if some.start < some.stop]
+
+        def predict(one: ForceField, some: slice) -> tuple[Tensor, ...]:
+            own = cell if cell is None or cell.ndim == 2 else cell[some]
+            return tuple(part.to(batch.device) for part in one._in_turn(batch[some], own, stress))
+
+        with ThreadPoolExecutor(len(shares)) as pool:
+            found = list(pool.map(predict, self._copies, shares))
+        return tuple(torch.cat(part) for part in zip(*found, strict=True))
+
+    def _in_turn(self, batch: Tensor, cell: np.ndarray | None, stress: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The prediction on the first device, for so many geometries at a time that their descriptors fit."""
+        found = [self._predict(*part, stress) for part in zip(batch.split(MAX_FRAMES), self._cells(cell, len(batch)))]
+        return found[0] if len(found) == 1 else tuple(torch.cat(part) for part in zip(*found, strict=True))
 
     def judged(
         self, positions: ArrayLike, cell: ArrayLike | None = None, stress: bool = False
@@ -189,11 +270,23 @@ class ForceField:
         """
         given = self._checked(positions, cell, stress)[None]
         features = self._features(given, cell, stress)
-        energy, forces, pressure = self._from_features(features, cell, stress)
-        if not bool(energy.isfinite().all()):
-            raise DataError(self._name_coincident(given, 0))
+        energy, forces, pressure = (part.cpu() for part in self._from_features(features, cell, stress))
+        if not bool((energy + forces.sum()).isfinite()):
+            raise DataError(self._name_wrong(given, energy, forces))
         prediction = Prediction(float(energy), forces[0].numpy(), pressure[0].numpy() if stress else None)
-        return prediction, self._excesses(features.x[0].numpy())
+        return prediction, self._excesses(features.x[0].cpu().numpy())
+
+    def precision_error(self, positions: ArrayLike, cell: ArrayLike | None = None) -> float:
+        """Root mean square difference of the forces to those in double precision, eV/Å.
+
+        Parameters
+        ----------
+        positions : (M, N, 3) array, Å
+            Geometries like those to be predicted; a few are enough.
+        cell : (3, 3) or (M, 3, 3) array, Å, optional
+        """
+        difference = self.predict(positions, cell).forces - self.to(dtype="float64").predict(positions, cell).forces
+        return float(np.sqrt(np.mean(np.square(difference))))
 
     def _checked(self, positions: ArrayLike, cell: ArrayLike | None, stress: bool) -> Tensor:
         """Positions as a tensor, if they are what this force field can take."""
@@ -206,22 +299,21 @@ class ForceField:
                 f"positions must have the shape ({n_atoms}, 3) or (M, {n_atoms}, 3) for {self.formula}, "
                 f"not {tuple(given.shape)}"
             )
-        if not bool(given.isfinite().all()):
-            raise DataError("positions contain NaN or infinite values")
         return given
 
-    def _cells(self, cell: ArrayLike | None, n_frames: int) -> list[np.ndarray | None]:
+    def _cells(self, cell: np.ndarray | None, n_frames: int) -> list[np.ndarray | None]:
         """The cells of each part of a batch: one for all, or one for each geometry."""
         n_parts = -(-n_frames // MAX_FRAMES)
-        if cell is None:
-            return [None] * n_parts
-        cell = np.asarray(cell, dtype=float)
-        if cell.ndim == 2:
+        if cell is None or cell.ndim == 2:
             return [cell] * n_parts
         return [cell[start : start + MAX_FRAMES] for start in range(0, n_frames, MAX_FRAMES)]
 
-    def _name_coincident(self, batch: Tensor, geometry: int) -> str:
-        distances = pair_distances(batch[geometry : geometry + 1].numpy())[0]
+    def _name_wrong(self, batch: Tensor, energy: Tensor, forces: Tensor) -> str:
+        """Why the prediction for some geometry of a batch is not finite."""
+        if not bool(batch.isfinite().all()):
+            return "positions contain NaN or infinite values"
+        geometry = int((~(energy + forces.sum((1, 2))).isfinite()).nonzero()[0])
+        distances = pair_distances(batch[geometry : geometry + 1].cpu().numpy())[0]
         first, second = (int(i[distances.argmin()]) for i in pair_indices(len(self.numbers)))
         atoms = " and ".join(f"{chemical_symbols[self.numbers[a]]}{a}" for a in (second, first))
         return f"geometry {geometry}: atoms {atoms} are {distances.min():.3g} Å apart, where no force is defined"
@@ -234,10 +326,11 @@ class ForceField:
         pressure = e.new_empty(len(e), 0)
         if stress:
             volumes = np.abs(np.linalg.det(self.cell if cells is None else cells))
-            pressure = features.strain_vjp(g) / torch.tensor(volumes).reshape(-1, 1)
+            pressure = features.strain_vjp(g) / g.new_tensor(volumes).reshape(-1, 1)
         return e + self.offset, features.vjp(-g), pressure
 
     def _features(self, positions: Tensor, cells: ArrayLike | None = None, strain: bool = False):
+        positions = positions.to(self.device)
         if not self.is_periodic:
             return self.descriptor.evaluate(positions)
         return self.descriptor.evaluate(positions, cells=cells, strain=strain)
@@ -272,7 +365,7 @@ class ForceField:
         list of Excess
             Empty where all is well; worst first.
         """
-        return self._excesses(self._features(_tensor(positions)[None], cell).x[0].numpy())
+        return self._excesses(self._features(_tensor(positions)[None], cell).x[0].cpu().numpy())
 
     def farthest_outside(self, positions: Tensor, cells: Tensor | None = None) -> tuple[float, Excess | None]:
         """Of a batch (M, N, 3), the pair of atoms whose distance is farthest out of its range in training, and how far.
@@ -281,7 +374,7 @@ class ForceField:
         width all counts as inside, and the result is 0.0 and None.
         """
         cells = cells if self.is_periodic else None
-        x = self._features(_tensor(positions).cpu(), None if cells is None else cells.cpu().numpy()).x.numpy()
+        x = self._features(_tensor(positions), None if cells is None else cells.cpu().numpy()).x.cpu().numpy()
         shortest, longest = (self.descriptor.distances(end) for end in reversed(self._range))
         distances = self.descriptor.distances(x)
         widths = np.maximum(distances - longest, shortest - distances)
@@ -388,34 +481,6 @@ def _tensor(positions: ArrayLike) -> Tensor:
     return torch.tensor(np.asarray(positions, dtype=float))
 
 
-def load(path: str | Path) -> ForceField:
-    """Read a force field: a file of this package, or of any version of the sGDML package.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    FormatError
-        If it is another kind of file, cut short, or of a later version.
-    """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"{path}: there is no such file")
-    archive = read_archive(path)
-    if is_sgdml_model(archive):
-        return _from_sgdml(archive)
-    if archive.text("format") != FORMAT:
-        known = ", ".join(sorted(archive)[:8])
-        raise FormatError(f"{path}: this is no force field; the file has the fields {known}")
-    if archive.text("schema") != str(SCHEMA):
-        raise FormatError(f"{path}: written by a later version (schema {archive['schema']}); update gdml")
-    try:
-        return _checked(_from_fields(archive), archive)
-    except (KeyError, ValueError, TypeError) as error:
-        if isinstance(error, FormatError):
-            raise
-        raise FormatError(f"{path}: this force field is damaged ({error})") from error
-
-
 def _group_fields(group: PermutationGroup) -> dict[str, object]:
     if not isinstance(group, CrystalGroup):
         return {"permutations": group.permutations}
@@ -426,49 +491,3 @@ def _group_fields(group: PermutationGroup) -> dict[str, object]:
         "spacegroup": group.spacegroup,
         "symprec": group.symprec,
     }
-
-
-def _group_from_fields(archive: Archive) -> PermutationGroup:
-    if "translations" not in archive:
-        return PermutationGroup(archive["permutations"])
-    return CrystalGroup(
-        archive["translations"],
-        archive["cosets"],
-        spacegroup=archive.text("spacegroup"),
-        symprec=float(archive["symprec"]),
-    )
-
-
-def _from_fields(archive: Archive) -> ForceField:
-    recipe = json.loads(archive.text("recipe"))
-    numbers = archive["numbers"]
-    return ForceField(
-        numbers=numbers,
-        descriptor=from_recipe(recipe["descriptor"], len(numbers)),
-        group=_group_from_fields(archive),
-        kernel=kernel_by_name(recipe["kernel"]["name"])(recipe["kernel"]["length_scale"]),
-        y=archive["references"],
-        c=archive.get("energy_coefficients"),
-        w=archive["force_coefficients"],
-        offset=float(archive["offset"]),
-        details=recipe["details"],
-    )
-
-
-def _checked(force_field: ForceField, archive: Archive) -> ForceField:
-    """The force field, if its parts fit together and are finite."""
-    y, w, c = force_field.y, force_field.w, force_field.c
-    expected = (len(y), force_field.descriptor.size)
-    if y.shape != expected or w.shape != expected or (c is not None and c.shape != expected[:1]):
-        raise FormatError(f"{archive.path}: the shapes of references {y.shape} and coefficients {w.shape} do not fit")
-    if force_field.group.n_atoms != len(force_field.numbers):
-        raise FormatError(f"{archive.path}: the permutations are of {force_field.group.n_atoms} atoms")
-    if not all(np.isfinite(part).all() for part in (y, w, force_field.offset) + (() if c is None else (c,))):
-        raise FormatError(f"{archive.path}: the coefficients contain NaN or infinite values")
-    return force_field
-
-
-def _from_sgdml(archive: Archive) -> ForceField:
-    parts = from_sgdml(archive)
-    kernel = kernel_by_name("matern52")(parts.pop("length_scale"))
-    return _checked(ForceField(descriptor=InverseDistances(len(parts["numbers"])), kernel=kernel, **parts), archive)

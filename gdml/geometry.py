@@ -3,7 +3,7 @@
 Nothing here knows a kernel, a label or a file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -207,7 +207,7 @@ def _rivals(basis: np.ndarray) -> np.ndarray:
     return points[rivals]
 
 
-def internal_basis(positions: Tensor, rotations: bool = True) -> Tensor:
+def internal_basis(positions: Tensor, rotations: bool = True, agree: Callable[[int], int] = int) -> Tensor:
     """Orthonormal displacements that exclude translations and rotations.
 
     Whatever depends on interatomic distances alone has its Jacobian's rows in
@@ -218,6 +218,8 @@ def internal_basis(positions: Tensor, rotations: bool = True) -> Tensor:
     positions : (M, N, 3) tensor
     rotations : bool
         Whether rotations are rigid motions; those of atoms in a lattice are not.
+    agree : callable(int) -> int
+        The smallest of the numbers of rigid motions here and in geometries elsewhere.
 
     Returns
     -------
@@ -235,7 +237,7 @@ def internal_basis(positions: Tensor, rotations: bool = True) -> Tensor:
     left, sizes, _ = torch.linalg.svd(motions.flatten(1, 2), full_matrices=True)
     # A direction may stay that is a rigid motion, never the reverse: take the
     # smallest rank that occurs.
-    rank = int((sizes > 1e-4 * sizes[:, :1]).sum(1).min())
+    rank = agree(int((sizes > 1e-4 * sizes[:, :1]).sum(1).min()))
     return left[:, :, rank:].contiguous()
 
 

@@ -17,7 +17,7 @@ of the three is positive, decreasing, and finite at r = 0. With d = x - y,
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -68,6 +68,11 @@ class RadialKernel(ABC):
         k itself is left out (None) with ``value=False``: forces do not need it.
         """
 
+    @staticmethod
+    @abstractmethod
+    def unit_formula(s: Any) -> tuple[Any, Any, Any]:
+        """The same in plain arithmetic and ``.exp()``, for symbolic s."""
+
 
 class Matern52(RadialKernel):
     r"""Matérn kernel with smoothness 5/2, the default.
@@ -88,6 +93,12 @@ class Matern52(RadialKernel):
         k = torch.addcmul(3.0 * d1, s * s, d2) if value else None
         return k, d1, d2
 
+    @staticmethod
+    def unit_formula(s: Any) -> tuple[Any, Any, Any]:
+        d2 = (-s).exp() / 3.0
+        d1 = d2 * (s + 1.0)
+        return d1 * 3.0 + s * s * d2, d1, d2
+
 
 class Gaussian(RadialKernel):
     r"""Gaussian kernel, k = exp(-s²/2) with s = r / ℓ."""
@@ -97,6 +108,11 @@ class Gaussian(RadialKernel):
     @staticmethod
     def unit_profile(s: Tensor, value: bool = True) -> tuple[Tensor | None, Tensor, Tensor]:
         k = torch.exp(-0.5 * s * s)
+        return k, k, k
+
+    @staticmethod
+    def unit_formula(s: Any) -> tuple[Any, Any, Any]:
+        k = (s * s * -0.5).exp()
         return k, k, k
 
 

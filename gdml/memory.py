@@ -1,36 +1,10 @@
-"""How much memory there is, and how much a job takes."""
+"""How much memory a job takes."""
 
-import os
-from pathlib import Path
+import torch
 
 from .errors import MemoryBudgetError
+from .hardware import available_memory
 from .solvers.cholesky import BLOCK
-
-RESERVE = 0.9  # of what is available; the rest is left to others
-
-
-def available_memory() -> int:
-    """Bytes that can be allocated now without swapping; half of the machine's where unknown.
-
-    In a container or batch job that has a limit of its own, what is left of that.
-    """
-    meminfo = Path("/proc/meminfo")
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                available = int(line.split()[1]) * 1024
-    return int(RESERVE * min(available, _left_in_control_group(available)))
-
-
-def _left_in_control_group(unlimited: int) -> int:
-    """What Linux' control group (version 2) of this process may still take."""
-    group = Path("/sys/fs/cgroup")
-    limit, used = group / "memory.max", group / "memory.current"
-    if not (limit.exists() and used.exists()) or limit.read_text().strip() == "max":
-        return unlimited
-    return max(0, int(limit.read_text()) - int(used.read_text()))
-
 
 # Numbers in the dual jets and columns that Fourier sums treat at a time.
 FOURIER = 100 * 1024 * 1024
@@ -69,15 +43,22 @@ def closed_form_bytes(n_frames: int, n_labels: int, size: int, order: int, n_tra
     return 8 * (matrix + duals + column + factorisation)
 
 
-def check_closed_form(n_frames: int, n_labels: int, size: int, order: int, n_translations: int = 1) -> int:
-    """The predicted peak memory in bytes, if it fits.
+def check_closed_form(
+    n_frames: int,
+    n_labels: int,
+    size: int,
+    order: int,
+    n_translations: int = 1,
+    device: torch.device | str = "cpu",
+) -> int:
+    """The predicted peak memory in bytes, if it fits on the device.
 
     Raises
     ------
     MemoryBudgetError
         If it does not; the message says how many geometries would.
     """
-    budget = available_memory()
+    budget = available_memory(device)
 
     def bytes_of(n: int) -> int:
         return closed_form_bytes(n, n_labels, size, order, n_translations)

@@ -13,15 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .contractions import GemmContraction
+from .contractions import Contraction
 from .dataset import Dataset
 from .descriptors import PairFeatures
 from .geometry import internal_basis
 from .linear import LinearOperator
+from .processes import Shares, Team
 
 # Numbers in the labels' dual jets up to which they are kept, and products with them are
 # dense; beyond, as in crystals of a hundred atoms, they are made where they are needed.
 DENSE = 64 * 1024 * 1024
+COLUMNS = 256  # of the matrix, for which labels are looked up together
 
 
 class Labels:
@@ -35,7 +37,7 @@ class Labels:
     Parameters
     ----------
     features : PairFeatures
-        Of the dataset's M geometries.
+        Of the dataset's M geometries; all else is on their device.
     dataset : Dataset
         With forces.
     use_energy : bool
@@ -43,6 +45,9 @@ class Labels:
     use_stress : bool
         Whether the slopes along strain, stress times volume, are labels too; then
         the features have to have them.
+    shares : Shares, optional
+        How a larger dataset is shared out to processes, of which these are the own
+        geometries; all of them by default.
 
     Attributes
     ----------
@@ -56,22 +61,31 @@ class Labels:
         The energy that was subtracted, eV.
     """
 
-    def __init__(self, features: PairFeatures, dataset: Dataset, use_energy: bool = False, use_stress: bool = False):
+    def __init__(
+        self,
+        features: PairFeatures,
+        dataset: Dataset,
+        use_energy: bool = False,
+        use_stress: bool = False,
+        shares: Shares | None = None,
+    ):
         self.features = features
-        positions, forces = (torch.tensor(a) for a in (dataset.positions, dataset.require_forces()))
-        self.basis = internal_basis(positions, rotations=not any(dataset.pbc))
+        self.shares = shares = shares or Shares(Team(), len(dataset))
+        as_tensor = features.x.new_tensor
+        positions, forces = (as_tensor(a) for a in (dataset.positions, dataset.require_forces()))
+        self.basis = internal_basis(positions, rotations=not any(dataset.pbc), agree=shares.team.least)
         slopes = -torch.einsum("mi,miq->mq", forces.flatten(1), self.basis)
         if use_stress:
             volumes = np.abs(np.linalg.det(dataset.cell)).reshape(-1, 1)
-            slopes = torch.cat([slopes, torch.tensor(dataset.stress * volumes)], 1)
+            slopes = torch.cat([slopes, as_tensor(dataset.stress * volumes)], 1)
         self.use_energy, self.use_stress = use_energy, use_stress
         self.offset = 0.0
         self.c = slopes.new_zeros(slopes.shape[1] + use_energy)
         self.values = slopes
         if use_energy:
-            self.offset = float(dataset.energy.mean())
+            self.offset = float(shares.sum(as_tensor(dataset.energy.sum()))) / shares.n
             self.c[0] = 1.0
-            energies = torch.tensor(dataset.energy - self.offset)
+            energies = as_tensor(dataset.energy - self.offset)
             self.values = torch.cat([energies[:, None], slopes], 1)
 
     def spread(self, v: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -91,41 +105,53 @@ class Labels:
             slopes = torch.cat([slopes, self.features.strain_vjp(g)], 1)
         return torch.cat([e[:, None], slopes], 1) if self.use_energy else slopes
 
-    def duals(self, frames: Tensor | None = None) -> Tensor:
-        """The gradients w of all labels' dual jets, (M, D, L); of some geometries, where these are given."""
-        if self._are_few:
-            return self._duals if frames is None else self._duals[frames]
-        return self._make_duals(slice(None) if frames is None else frames)
+    def duals(self, frames: Tensor) -> Tensor:
+        """The gradients w of all labels' dual jets on some geometries, counted through all processes', (p, D, L)."""
+
+        def take(values: Tensor) -> Tensor:
+            return self.shares.fetch(values, frames)
+
+        return take(self._duals) if self._are_few else self._make_duals(self.features.map(take), take(self.basis))
 
     @property
     def _are_few(self) -> bool:
-        return self.values.numel() * self.features.x.shape[1] <= DENSE
+        most = -(-self.shares.n // self.shares.team.size)  # of all processes, which have to agree
+        return most * len(self.c) * self.features.x.shape[1] <= DENSE
 
     @cached_property
     def _duals(self) -> Tensor:
-        return self._make_duals(slice(None))
+        return self._make_duals(self.features, self.basis)
 
-    def _make_duals(self, frames: Tensor | slice) -> Tensor:
-        slopes = self.features[frames].jacobian() @ self.basis[frames]
+    def _make_duals(self, features: PairFeatures, basis: Tensor) -> Tensor:
+        slopes = features.jacobian() @ basis
         if self.use_stress:
-            slopes = torch.cat([slopes, self.features.strain_slopes[frames]], 2)
+            slopes = torch.cat([slopes, features.strain_slopes], 2)
         if not self.use_energy:
             return slopes
         return torch.cat([slopes.new_zeros(*slopes.shape[:2], 1), slopes], 2)
 
     def single(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Geometries (b,) and dual jets c (b,), w (b, D) of some labels, counted through all geometries."""
+        """Geometries (b,) and dual jets c (b,), w (b, D) of some labels, counted through all geometries.
+
+        The same labels on all processes.
+        """
         n_labels = len(self.c)
         geometry, label = indices // n_labels, indices % n_labels
+        w, owned = self.features.x.new_zeros(len(indices), self.features.x.shape[1]), self.shares.owned(geometry)
+        w[owned] = self._single(geometry[owned] - self.shares.own.start, label[owned])
+        return geometry, self.c[label], self.shares.sum(w)
+
+    def _single(self, geometry: Tensor, label: Tensor) -> Tensor:
+        """The gradients (b, D) of some labels' dual jets on own geometries."""
         if self._are_few:
-            return geometry, self.c[label], self._duals[geometry, :, label]
-        one = torch.nn.functional.one_hot(label, n_labels).to(self.values.dtype)
+            return self._duals[geometry, :, label]
+        one = torch.nn.functional.one_hot(label, len(self.c)).to(self.values.dtype)
         slopes, strains = one[:, int(self.use_energy) :].split([self.basis.shape[2], 6 * self.use_stress], 1)
         displacements = torch.einsum("miq,mq->mi", self.basis[geometry], slopes)
         w = self.features[geometry].jvp(displacements.unflatten(1, (-1, 3)))
         if self.use_stress:
             w += torch.einsum("mdv,mv->md", self.features.strain_slopes[geometry], strains)
-        return geometry, self.c[label], w
+        return w
 
     def collect_many(self, e: Tensor, g: Tensor, q: Tensor, x: Tensor) -> Tensor:
         """What the labels say, (M, L, b), of b functions with values e (M, b) and gradients g - q x.
@@ -156,30 +182,36 @@ class TrainingOperator(LinearOperator):
 
     Parameters
     ----------
-    contraction : GemmContraction
-        Its reference points are the descriptors of the labels' geometries.
+    contraction : Contraction
+        Its reference points are the descriptors of the labels' geometries, on all processes.
     labels : Labels
     noise : float
         Added to the diagonal.
     """
 
-    def __init__(self, contraction: GemmContraction, labels: Labels, noise: float):
+    def __init__(self, contraction: Contraction, labels: Labels, noise: float):
         self.contraction = contraction
         self.labels = labels
         self.noise = noise
+        self.shares, self.device = labels.shares, labels.values.device
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.labels.values.numel(), self.labels.values.numel()
+        n = self.labels.shares.n * self.block_size
+        return n, n
 
     def matmul(self, v: Tensor) -> Tensor:
         """The product with v, (ML,) or (ML, m), without the matrix: one contraction for each vector."""
         if v.ndim == 2:
             return torch.stack([self.matmul(column) for column in v.mT], 1)
         labels = self.labels
-        duals = labels.spread(v.view_as(labels.values))
-        jets = self.contraction.apply(labels.features.x, *duals)
+        jets = self.contraction.apply(labels.features.x, *self.dual_jets(v))
         return labels.collect(*jets).flatten() + self.noise * v
+
+    def dual_jets(self, v: Tensor) -> tuple[Tensor | None, Tensor]:
+        """B v: dual jets c (n,) and w (n, D) on the geometries of all processes."""
+        c, w = self.labels.spread(v.view_as(self.labels.values))
+        return None if c is None else self.shares.gather(c), self.shares.gather(w)
 
     def diagonal(self) -> Tensor:
         """The diagonal (ML,), noise included."""
@@ -187,12 +219,16 @@ class TrainingOperator(LinearOperator):
 
     @property
     def _diagonal(self) -> Tensor:
-        return self._diagonal_blocks.diagonal(dim1=1, dim2=2).flatten()
+        return self.diagonal_blocks().diagonal(dim1=1, dim2=2).flatten()
+
+    def diagonal_blocks(self) -> Tensor:
+        """The blocks (m, L, L) of own geometries with themselves, without the noise."""
+        return self._diagonal_blocks
 
     @cached_property
     def _diagonal_blocks(self) -> Tensor:
-        all_frames = torch.arange(len(self.labels.features.x))
-        return self._blocks(all_frames, all_frames)
+        own = torch.arange(self.shares.own.start, self.shares.own.stop, device=self.device)
+        return self.blocks(own, own)
 
     def columns(self, indices: Tensor) -> Tensor:
         """Columns (ML, len(indices)) of the matrix, without the noise."""
@@ -200,8 +236,11 @@ class TrainingOperator(LinearOperator):
         x = jets.centred(labels.features.x)
         result = x.new_empty(len(x), self.block_size, len(indices))
         step = jets.columns_at_once(len(x))
-        for some, into in zip(indices.split(step), result.split(step, 2)):
-            into.copy_(labels.collect_many(*jets.separate(x, *labels.single(some)), x))
+        for first in range(0, len(indices), COLUMNS):
+            duals = labels.single(indices[first : first + COLUMNS])
+            parts = zip(*(dual.split(step) for dual in duals), result[..., first : first + COLUMNS].split(step, 2))
+            for geometry, c, w, into in parts:
+                into.copy_(labels.collect_many(*jets.separate(x, geometry, c, w), x))
         return result.flatten(0, 1)
 
     @property
@@ -211,15 +250,12 @@ class TrainingOperator(LinearOperator):
 
     def blocks(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Blocks (p, L, L) of the matrix for p pairs of geometries, without the noise."""
-        return self._diagonal_blocks[rows] if torch.equal(rows, columns) else self._blocks(rows, columns)
-
-    def _blocks(self, rows: Tensor, columns: Tensor) -> Tensor:
-        labels, x = self.labels, self.labels.features.x
-        result = x.new_empty(len(rows), self.block_size, self.block_size)
-        step = self.contraction.pairs_at_once(self.block_size)
-        for some in torch.argsort(columns, stable=True).split(step):
+        labels, jets = self.labels, self.contraction
+        result = labels.values.new_empty(len(rows), self.block_size, self.block_size)
+        step = self.shares.team.least(jets.pairs_at_once(self.block_size))
+        for some in self.shares.in_step(torch.argsort(columns, stable=True), step):
             i, j = rows[some], columns[some]
-            result[some] = self.contraction.pairs(x[i], labels.c, labels.duals(i), j, labels.c, labels.duals(j))
+            result[some] = jets.pairs(jets.x[i], labels.c, labels.duals(i), j, labels.c, labels.duals(j))
         return result
 
     def distances(self) -> Tensor:
@@ -232,8 +268,8 @@ class TrainingOperator(LinearOperator):
         matrix = self.labels.values.new_zeros(self.shape)
         blocks = matrix.view(n_frames, n_labels, n_frames, n_labels)
         for j in range(n_frames):
-            rows = torch.arange(j, n_frames)
-            blocks[j:, :, j] = self._blocks(rows, torch.full_like(rows, j))
+            rows = torch.arange(j, n_frames, device=matrix.device)
+            blocks[j:, :, j] = self.blocks(rows, torch.full_like(rows, j))
             if progress:
                 progress(j + 1, n_frames)
         matrix.diagonal().add_(self.noise)

@@ -3,14 +3,14 @@
 import math
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from .checkpoints import Journal
 from .cost import PROBE, Choice, Problem, choose
 from .descriptors import PairFeatures
-from .errors import FitError
-from .memory import check_closed_form
-from .operators import Labels, TrainingOperator
+from .errors import FitError, ProcessError
+from .operators import TrainingOperator
 from .preconditioners import FACTORS, Begun, begin, build
 from .progress import iteration_bar, progress_bar
 from .solvers import Solution, State, cg, cholesky_factor, cholesky_solve
@@ -40,8 +40,13 @@ class Method:
     neighbours: int | str = "auto"
     rtol: float | str = "auto"
 
-    def check(self, n_frames: int, n_labels: int, size: int, order: int, n_translations: int) -> None:
+    def check(self, problem: Problem) -> None:
         """Find out before the work what can be found out: names, ranges, memory of the closed form."""
+        if problem.n_processes > problem.n_frames:
+            raise ProcessError(
+                f"{problem.n_processes} processes share out {problem.n_frames} geometries, so that some have none; "
+                f"start at most {problem.n_frames}"
+            )
         if self.solver not in SOLVERS:
             raise FitError(f"the solver is 'auto', 'cholesky' or 'cg', not {self.solver!r}")
         if self.preconditioner not in (*FACTORS, "none"):
@@ -55,7 +60,9 @@ class Method:
         if self.rtol != "auto" and not (isinstance(self.rtol, float) and 0 < self.rtol < 1):
             raise FitError(f"rtol must lie between 0 and 1, or be 'auto', not {self.rtol!r}")
         if self.solver == "cholesky":
-            check_closed_form(n_frames, n_labels, size, order, n_translations)
+            if problem.n_processes > 1:
+                raise ProcessError("the closed form is for one process; several train by solver='cg' (or 'auto')")
+            problem.check_closed_form()
 
 
 CLOSED_FORM = Method()
@@ -67,7 +74,7 @@ class ForceMonitor:
     Parameters
     ----------
     features : PairFeatures, optional
-        Of held-out geometries.
+        Of held-out geometries; of several processes, each has some.
     forces : (M, N, 3) tensor, optional
         Their forces.
     expected : float, optional
@@ -87,34 +94,37 @@ class ForceMonitor:
 
     def look(self, operator: TrainingOperator, x: Tensor) -> None:
         """Find the error that a solution has on the held-out geometries."""
-        c, w = operator.labels.spread(x.view_as(operator.labels.values))
-        _, g = operator.contraction.apply(self.features.x, c, w)
-        self.errors.append(float((self.features.vjp(g) + self.forces).square().mean().sqrt()))
+        _, g = operator.contraction.apply(self.features.x, *operator.dual_jets(x))
+        squares = (self.features.vjp(g) + self.forces).square()
+        total, count = operator.shares.sum(torch.stack([squares.sum(), squares.new_tensor(squares.numel())])).tolist()
+        self.errors.append(math.sqrt(total / count))
 
     def has_settled(self) -> bool:
         """Whether the error has stopped to change."""
         recent = self.errors[-LOOKS:]
         return len(recent) == LOOKS and max(recent) - min(recent) < SETTLED * recent[-1]
 
-    def goal(self, labels: Labels) -> float:
+    def goal(self, operator: TrainingOperator) -> float:
         """The relative residual from which on the force error hardly moves."""
         error = self.errors[-1] if self.errors else self.expected
         if error is None:
             return TIGHTEST_RTOL if self.features else UNKNOWN_ERROR_RTOL
-        misfit = CLOSE * error * math.sqrt(labels.basis.shape[:2].numel())  # norm of all components
-        return min(0.1, max(TIGHTEST_RTOL, misfit / float(labels.values.norm())))
+        labels = operator.labels
+        misfit = CLOSE * error * math.sqrt(operator.shares.n * labels.basis.shape[1])  # norm of all components
+        return min(0.1, max(TIGHTEST_RTOL, misfit / float(operator.norm(labels.values.flatten()))))
 
 
 def solve(
     operator: TrainingOperator, method: Method, monitor: ForceMonitor, progress: bool, journal: Journal
 ) -> tuple[Tensor, dict[str, str | int | float]]:
     """The solution of the training system, and an account of how it was found."""
-    n_frames, n_labels = operator.labels.values.shape
     order, size = operator.contraction.order, operator.contraction.size
     translations = operator.contraction.n_translations
     if method.neighbours == "auto":
         method = replace(method, neighbours=0 if translations > 1 else DEFAULT_NEIGHBOURS)
-    problem = Problem(n_frames, n_labels, size, order, method.neighbours, translations)
+    team = operator.shares.team
+    sizes = operator.shares.n, operator.block_size, size, order
+    problem = Problem(*sizes, method.neighbours, translations, operator.device, team.size)
     choice, begun = _choose(operator, problem, method, progress)
     if choice.name == "cg" or journal.rank:
         solution, account = _Iteration(operator, problem, method, monitor, progress, journal).run(choice, begun)
@@ -132,12 +142,15 @@ def _choose(
     """The solver and the rank, and the columns of the preconditioner that were made on the way."""
     if method.solver == "cholesky":
         return Choice("cholesky", "asked for"), None
-    if method.solver == "auto" and problem.is_small and problem.fits_closed_form():
+    team = operator.shares.team
+    if method.solver == "auto" and team.size == 1 and problem.is_small and problem.fits_closed_form():
         return Choice("cholesky", "a small problem"), None
     with progress_bar("decay of the matrix", progress):
         begun = begin(operator, max(min(16, problem.n_unknowns), problem.n_unknowns // PROBE))
     rank = None if method.rank == "auto" else int(method.rank)
-    return choose(problem, begun.decay(), operator.noise, method.solver, rank), begun
+    decay, solver = begun.decay(), method.solver if team.size == 1 else "cg"
+    choice = team.agree(lambda: choose(problem, decay, operator.noise, solver, rank))
+    return (choice if solver == method.solver else replace(choice, why=f"{team.size} processes")), begun
 
 
 @dataclass
@@ -153,9 +166,10 @@ class _Iteration:
 
     def run(self, choice: Choice, begun: Begun | None) -> tuple[Tensor, dict[str, str | int | float]]:
         """The solution, and an account."""
-        rank, spent, start = self.journal.rank or choice.rank, self.journal.spent, self.journal.state
+        rank, spent = self.journal.rank or choice.rank, self.journal.spent
+        start = self.journal.state and self.journal.state.share(self.operator)
         self.monitor.errors = list(self.journal.errors)
-        largest = self.problem.largest_rank()
+        largest = self.operator.shares.team.agree(self.problem.largest_rank)
         while True:
             can_grow = self.method.rank == "auto" and self.method.preconditioner != "none" and rank < largest
             limit = self.problem.patience(rank) if can_grow else None
@@ -180,10 +194,10 @@ class _Iteration:
             def callback(state: State) -> bool:
                 if self.monitor.features and state.n_iter % LOOK_EVERY == 0:
                     self.monitor.look(self.operator, state.x)
-                goal = self.monitor.goal(self.operator.labels) if is_auto else self.method.rtol
+                goal = self.monitor.goal(self.operator) if is_auto else self.method.rtol
                 if report:
                     report(spent + state.n_iter, state.residuals[-1], goal, self.monitor.errors)
-                self.journal.note(rank, spent, state, self.monitor.errors)
+                self.journal.note(rank, spent, state, self.monitor.errors, self.operator.unknowns)
                 return is_auto and (state.residuals[-1] < goal or self.monitor.has_settled())
 
             return cg(

@@ -11,16 +11,18 @@ from numpy.typing import ArrayLike
 
 from .checkpoints import Journal
 from .checks import check_duplicates, check_group, check_labels, check_validation
-from .contractions import contraction
+from .contractions import check_backend, contraction
 from .cost import Problem
 from .crystals import ideal_group, mean_cell, reference_of
 from .dataset import Dataset, read
 from .descriptors import InverseDistances, PairDescriptor, PairFeatures, SideBySide, SmoothInverseDistances
 from .energies import compare_units, constant_of_energy
 from .errors import DataError, FitError, SymmetryError
-from .force_field import ForceField
+from .force_field import MAX_FRAMES, ForceField
+from .hardware import check_device, check_precision
 from .kernels import RadialKernel, kernel_by_name
 from .operators import Labels, TrainingOperator
+from .processes import Shares, Team, own_device
 from .progress import progress_bar
 from .selection import GRID, Chosen, choose_length_scale, hold_out
 from .solution import CLOSED_FORM, ForceMonitor, Method, solve
@@ -59,12 +61,17 @@ def fit(
     rtol: float | str = "auto",
     checkpoint: str | Path | None = None,
     resume: bool = False,
+    backend: str = "auto",
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
     progress: bool = False,
 ) -> ForceField:
     r"""Train a force field.
 
     Solves (K + λ I) α = y, with K the symmetrised kernel between the forces of
-    all geometries.
+    all geometries. Where torch's default process group is initialised, as by
+    ``torchrun``, its processes share out the geometries, and all get the same
+    force field; see `gdml.processes`.
 
     Parameters
     ----------
@@ -120,6 +127,13 @@ def fit(
         be deleted when the force field is saved.
     resume : bool
         Whether to go on from the checkpoint, where there is one.
+    backend : {"auto", "gemm", "keops", "lattice"}
+        How sums over geometries and symmetry are computed; see `ForceField.to`.
+    device : str or torch.device, optional
+        Where to train, and to evaluate the force field: "cpu" by default, "cuda", "cuda:1", ...
+    dtype : {"float64", "float32"}, optional
+        In which the force field is evaluated; see `ForceField.to`. Training is in double
+        precision: the matrix is no longer positive definite in single.
     progress : bool
         Whether to show progress bars.
 
@@ -133,6 +147,10 @@ def fit(
         For data that cannot be trained on; the message names the frames.
     SymmetryError
         For a group that does not fit the atoms.
+    DeviceError
+        For a device, precision or backend that is not there.
+    ProcessError
+        If there are more processes than geometries, or another one has stopped.
     MemoryBudgetError
         Before anything is computed, if the matrix would not fit.
     NotPositiveDefiniteError
@@ -154,26 +172,44 @@ def fit(
     if use_stress and not dataset.has_stress:
         raise DataError("use_stress needs stress labels, a cell, and geometries that are periodic in three directions")
     group = _group(dataset, symmetry, reference, symprec)
-    plan = _plan(dataset, group, descriptor, kernel, noise, use_energy, use_stress)
-    x = _features(plan, dataset).x.numpy()
-    check_duplicates(dataset, x, plan.descriptor.action(plan.group))
+    team = Team.current()
+    plan = _plan(dataset, group, descriptor, kernel, noise, use_energy, use_stress, backend, own_device(device))
+    check_precision(dtype)
+    x = _descriptors(plan, dataset)
+    team.agree(lambda: check_duplicates(dataset, x.cpu().numpy(), plan.descriptor.action(plan.group)))
     method = Method(solver, preconditioner, rank, neighbours, rtol)
-    # Of a linear molecule; others have one less.
-    n_labels = 3 * dataset.n_atoms - (3 if any(dataset.pbc) else 5) + use_energy + 6 * plan.use_stress
-    method.check(len(dataset), n_labels, plan.descriptor.size, plan.group.order, len(plan.group.split()[0]))
-    journal = Journal.open(checkpoint, _problem(plan, method, dataset, validation, length_scale), resume)
-    check_energies(dataset, plan)
+    method.check(_size_of(plan, dataset, team))
+    journal = Journal.open(checkpoint, _problem(plan, method, dataset, validation, length_scale), resume, team)
+    team.agree(lambda: check_energies(dataset, plan))
     if length_scale != "auto":
         chosen = Chosen(_number("length_scale", length_scale), None)
     elif journal.length_scale:
         chosen = Chosen(journal.length_scale, journal.expected_error)
     else:
-        chosen = _search(plan, dataset, validation, progress)
+        chosen = team.agree(lambda: _search(plan, dataset, validation, progress))
     journal.note_length_scale(*chosen)
     monitor = ForceMonitor(expected=chosen.error)
     if validation is not None:
-        monitor = ForceMonitor(_features(plan, validation), torch.tensor(validation.forces))
-    return _train(plan, dataset, chosen.length_scale, progress, method, monitor, journal)
+        part = validation[np.arange(len(validation))[Shares(team, len(validation)).own]]
+        monitor = ForceMonitor(_features(plan, part), torch.tensor(part.forces, device=plan.device))
+    force_field = _train(plan, dataset, chosen.length_scale, progress, method, monitor, journal, team, x)
+    return force_field if dtype is None else force_field.to(dtype=dtype)
+
+
+def _size_of(plan: "_Plan", dataset: Dataset, team: Team) -> Problem:
+    """The problem, as far as it is known before the matrix is."""
+    # Of a linear molecule; others have one less.
+    n_labels = 3 * dataset.n_atoms - (3 if any(dataset.pbc) else 5) + plan.use_energy + 6 * plan.use_stress
+    order, n_translations = plan.group.order, len(plan.group.split()[0])
+    return Problem(
+        len(dataset),
+        n_labels,
+        plan.descriptor.size,
+        order,
+        n_translations=n_translations,
+        device=plan.device,
+        n_processes=team.size,
+    )
 
 
 def _problem(plan, method, dataset, validation, length_scale) -> dict[str, str]:
@@ -203,9 +239,11 @@ class _Plan:
     noise: float
     use_energy: bool
     use_stress: bool
+    backend: str
+    device: torch.device
 
 
-def _plan(dataset, group, descriptor, kernel, noise, use_energy, use_stress) -> _Plan:
+def _plan(dataset, group, descriptor, kernel, noise, use_energy, use_stress, backend, device) -> _Plan:
     noise = DEFAULT_NOISE if noise == "auto" else _number("noise", noise)
     if not 0 <= noise < np.inf:
         raise FitError(f"the noise must not be negative or infinite, but it is {noise}")
@@ -216,6 +254,8 @@ def _plan(dataset, group, descriptor, kernel, noise, use_energy, use_stress) -> 
         noise=noise,
         use_energy=use_energy,
         use_stress=use_stress,
+        backend=check_backend(backend),
+        device=check_device(device),
     )
 
 
@@ -276,8 +316,14 @@ def _group(
 
 
 def _features(plan: _Plan, dataset: Dataset, strain: bool = False) -> PairFeatures:
-    positions, cells = torch.tensor(dataset.positions), dataset.periodic_cell
+    positions, cells = torch.tensor(dataset.positions, device=plan.device), dataset.periodic_cell
     return plan.descriptor.evaluate(positions, **({} if cells is None else {"cells": cells, "strain": strain}))
+
+
+def _descriptors(plan: _Plan, dataset: Dataset) -> torch.Tensor:
+    """Descriptors (n, D) of all geometries, a few at a time, since Jacobians take several times as much memory."""
+    frames = np.arange(len(dataset))
+    return torch.cat([_features(plan, dataset[frames[k : k + MAX_FRAMES]]).x for k in frames[::MAX_FRAMES]])
 
 
 def _search(plan: _Plan, dataset: Dataset, validation: Dataset | None, progress: bool) -> Chosen:
@@ -314,29 +360,34 @@ def _train(
     method: Method = CLOSED_FORM,
     monitor: ForceMonitor | None = None,
     journal: Journal | None = None,
+    team: Team | None = None,
+    x: torch.Tensor | None = None,
     *,
     judged_by_forces: bool = False,
 ) -> ForceField:
     """Solve for the coefficients; the constant of the energy is left out where forces alone matter."""
-    features = _features(plan, dataset, plan.use_stress)
-    labels = Labels(features, dataset, plan.use_energy, plan.use_stress)
+    shares = Shares(team or Team(), len(dataset))
+    own = dataset[np.arange(len(dataset))[shares.own]]
+    features = _features(plan, own, plan.use_stress)
+    labels = Labels(features, own, plan.use_energy, plan.use_stress, shares)
     kernel = plan.kernel(length_scale)
-    jets = contraction(kernel, features.x, plan.descriptor.action(plan.group))
+    x = features.x if x is None else x
+    jets = contraction(kernel, x, plan.descriptor.action(plan.group), plan.backend)
     operator = TrainingOperator(jets, labels, plan.noise)
     solution, account = solve(operator, method, monitor or ForceMonitor(), progress, journal or Journal())
-    c, w = labels.spread(solution.view_as(labels.values))
+    c, w = operator.dual_jets(solution)
     offset = labels.offset
     if dataset.energy is not None and not plan.use_energy and not judged_by_forces:
         e, _ = jets.apply(features.x, c, w)
-        offset = constant_of_energy(e.numpy(), dataset)
+        offset = constant_of_energy(shares.gather(e).cpu().numpy(), dataset)
     return ForceField(
         numbers=dataset.numbers,
         descriptor=plan.descriptor,
         group=plan.group,
         kernel=kernel,
-        y=features.x.numpy(),
-        c=None if c is None else c.numpy(),
-        w=w.numpy(),
+        y=x.cpu().numpy(),
+        c=None if c is None else c.cpu().numpy(),
+        w=w.cpu().numpy(),
         offset=offset,
         details={
             "name": dataset.name,
@@ -347,6 +398,8 @@ def _train(
             "use_stress": plan.use_stress,
             "energies": "relative" if dataset.energy is None else "absolute",
         },
+        devices=(str(plan.device),),
+        backend=plan.backend,
     )
 
 

@@ -9,6 +9,7 @@ import torch
 import gdml
 from gdml import cost, memory
 from gdml.errors import FitError, MemoryBudgetError
+from gdml.processes import Shares, Team
 from gdml.solution import ForceMonitor
 
 
@@ -56,9 +57,10 @@ def test_ends_by_the_error_that_the_choice_of_the_length_scale_found(frames):
 )
 def test_goal_of_the_residual(expected, errors, goal):
     labels = SimpleNamespace(basis=torch.ones(5, 6, 3), values=torch.ones(5, 3) * 2**0.5)  # |y|² = 30
+    operator = SimpleNamespace(labels=labels, shares=Shares(Team(), 5), norm=torch.linalg.norm)
     monitor = ForceMonitor(expected=expected)
     monitor.errors = errors
-    assert monitor.goal(labels) == pytest.approx(goal)
+    assert monitor.goal(operator) == pytest.approx(goal)
 
 
 def test_small_problems_are_solved_in_closed_form(frames):
@@ -79,7 +81,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_choice_by_time(name, monkeypatch):
-    monkeypatch.setattr(memory, "available_memory", lambda: 20 * 10**9)
+    monkeypatch.setattr(memory, "available_memory", lambda *_: 20 * 10**9)
     sizes, decay, expected = CASES[name]
     choice = cost.choose(cost.Problem(*sizes), decay, 1e-10, "auto", None)
     assert choice.name == expected and "predicted" in choice.why
@@ -87,11 +89,11 @@ def test_choice_by_time(name, monkeypatch):
 
 def test_rank_follows_the_decay(monkeypatch):
     """The slower the decay, the more columns pay; never more than the memory holds."""
-    monkeypatch.setattr(memory, "available_memory", lambda: 20 * 10**9)
+    monkeypatch.setattr(memory, "available_memory", lambda *_: 20 * 10**9)
     problem = cost.Problem(500, 57, 210, 6)
     fast, slow = (cost.choose_rank(problem, (593, 8e-6, after), 1e-10) for after in (1e-8, 4e-6))
     assert fast[0] < slow[0] <= problem.n_unknowns // cost.MOST and fast[1] < slow[1]
-    monkeypatch.setattr(memory, "available_memory", lambda: 10**8)
+    monkeypatch.setattr(memory, "available_memory", lambda *_: 10**8)
     assert cost.choose_rank(problem, (593, 8e-6, 4e-6), 1e-10)[0] <= 10**8 / 16 / problem.n_unknowns
 
 
@@ -111,7 +113,7 @@ def test_rank_grows_where_cg_is_slow(frames, monkeypatch):
 
 
 def test_choice_by_memory(frames, monkeypatch):
-    monkeypatch.setattr(memory, "available_memory", lambda: 30 * 10**6)
+    monkeypatch.setattr(memory, "available_memory", lambda *_: 30 * 10**6)
     force_field = gdml.fit(frames[:110], length_scale=20.0, rank=150)
     account = force_field.details["solver"]
     assert account["name"] == "cg" and "the closed form needs 0.1 GB" in account["why"]

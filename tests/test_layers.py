@@ -14,11 +14,11 @@ PACKAGE = Path(gdml.__file__).parent
 # A module may import from earlier lines, and from earlier on its own line.
 LAYERS = [
     ["_version", "errors"],
-    ["units", "geometry", "kernels", "npz", "progress"],
+    ["units", "geometry", "kernels", "npz", "progress", "hardware", "processes"],
     ["io", "dataset", "data"],
     ["symmetry.action", "symmetry.group", "symmetry.molecules", "symmetry.crystals", "symmetry"],
     ["descriptors.inverse_distances", "descriptors.periodic", "descriptors.side_by_side", "descriptors"],
-    ["contractions.base", "contractions.gemm", "contractions.lattice", "contractions"],
+    ["contractions.base", "contractions.gemm", "contractions.keops", "contractions.lattice", "contractions"],
     ["linear"],
     ["operators"],
     [
@@ -38,7 +38,18 @@ LAYERS = [
         "cost",
         "checkpoints",
     ],
-    ["sgdml_models", "force_field", "metrics", "selection", "energies", "checks", "crystals", "solution", "training"],
+    [
+        "sgdml_models",
+        "force_field",
+        "models",
+        "metrics",
+        "selection",
+        "energies",
+        "checks",
+        "crystals",
+        "solution",
+        "training",
+    ],
     ["calculator", "lattice_dynamics", "dynamics.classical"],
     ["dynamics.normal_modes", "dynamics.thermostats", "dynamics.barostat", "dynamics.forces", "dynamics.averages"],
     [

@@ -79,7 +79,7 @@ def test_spread_and_collect_are_adjoint(frames, use_energy):
     c, w = labels.spread(v)
     left = (w * g).sum() + (0.0 if c is None else c @ e)
     assert float(left) == pytest.approx(float((v * labels.collect(e, g)).sum()), rel=1e-12)
-    torch.testing.assert_close(torch.einsum("mdl,ml->md", labels.duals(), v), w)
+    torch.testing.assert_close(torch.einsum("mdl,ml->md", labels.duals(torch.arange(len(labels.values))), v), w)
 
 
 def test_leaving_out_rigid_motions_changes_nothing(frames):

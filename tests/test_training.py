@@ -235,7 +235,7 @@ def test_a_single_wrong_energy_is_named(frames):
 
 
 def test_memory_is_predicted(frames, monkeypatch):
-    monkeypatch.setattr(memory, "available_memory", lambda: 10_000_000)
+    monkeypatch.setattr(memory, "available_memory", lambda *_: 10_000_000)
     gdml.fit(frames[:20], length_scale=20.0)
     with pytest.raises(MemoryBudgetError, match=r"200 geometries .* GB are available; (\d+) geometries would fit") as e:
         gdml.fit(frames[:200], length_scale=20.0)

@@ -38,20 +38,23 @@ class Contraction(ABC):
         Descriptors of the reference points.
     action : Action
         The group's permutations of descriptor entries.
+    dtype : torch.dtype
+        In which to compute, on the device of y; what goes in and comes out is in
+        double precision, and so are sums over tiles.
     """
 
-    def __init__(self, kernel: RadialKernel, y: Tensor, action: Action):
-        self.kernel = kernel
+    def __init__(self, kernel: RadialKernel, y: Tensor, action: Action, dtype: torch.dtype = torch.float64):
+        self.kernel, self.dtype = kernel, dtype
         self.order, self.size = action.order, action.size
         self.n_translations = 1  # that are made use of
         # The kernel sees differences only: an origin amid the references that the
         # group leaves alone keeps |x|² small and so the differences exact.
-        self.origin = torch.tensor(action.reduce(y.mean(0).numpy(), np.mean))
-        self.y = self.centred(y)
+        self.origin = torch.tensor(action.reduce(y.mean(0).cpu().numpy(), np.mean), device=y.device)
+        self.x, self.y = y, self.centred(y)
 
     def centred(self, x: Tensor) -> Tensor:
         """Descriptors relative to the origin, in units of the kernel's natural length."""
-        return (x - self.origin) / self.kernel.natural_length
+        return ((x - self.origin) / self.kernel.natural_length).to(self.dtype)
 
     @abstractmethod
     def bind(self, c: Tensor | None, w: Tensor) -> Callable[[Tensor], Jet]:

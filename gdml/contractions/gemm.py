@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..hardware import in_tiles, tile
 from ..kernels import RadialKernel
 from ..symmetry import Action
 from .base import Contraction, Jet
@@ -22,6 +23,7 @@ from .base import Contraction, Jet
 # spend their time in waking threads, larger ones leave the caches.
 TILE = 512 * 1024
 MAX_REFERENCES = 4096
+ARRAYS = 8  # of this size at a time
 # Numbers in the intermediates of a few columns, and of a few pairs of points.
 COLUMN_TILE = 8 * 1024 * 1024
 PAIR_TILE = 2 * 1024 * 1024
@@ -33,51 +35,60 @@ class GemmContraction(Contraction):
     Parameters as of `Contraction`.
     """
 
-    def __init__(self, kernel: RadialKernel, y: Tensor, action: Action):
-        super().__init__(kernel, y, action)
-        self.action = torch.as_tensor(action.rows())
+    def __init__(self, kernel: RadialKernel, y: Tensor, action: Action, dtype: torch.dtype = torch.float64):
+        super().__init__(kernel, y, action, dtype)
+        self.action = torch.as_tensor(action.rows(), device=y.device)
         self.inverse = torch.argsort(self.action, dim=1)
 
     def bind(self, c: Tensor | None, w: Tensor) -> Callable[[Tensor], Jet]:
-        length = self.kernel.natural_length
+        w = (w / self.kernel.natural_length).to(self.dtype)
         chunks = []
         for y, w_part, c_part in zip(
             self.y.split(MAX_REFERENCES),
-            (w / length).split(MAX_REFERENCES),
-            [None] * len(self.y) if c is None else c.split(MAX_REFERENCES),
+            w.split(MAX_REFERENCES),
+            [None] * len(self.y) if c is None else c.to(self.dtype).split(MAX_REFERENCES),
         ):
             chunks.append(_References(self.kernel, y, c_part, w_part))
-        return lambda x: self._evaluate(chunks, x)
+        return self._in_tiles(chunks, tile(w.device, TILE, ARRAYS) // (self.order * min(len(w), MAX_REFERENCES)))
 
-    def _evaluate(self, chunks: list["_References"], x: Tensor) -> Jet:
-        n_queries, size = x.shape
-        order = self.order
-        e, g = x.new_empty(n_queries), torch.empty_like(x)
-        columns = max(len(chunk.y) for chunk in chunks)
-        step = max(1, TILE // (order * columns))
-        for start in range(0, n_queries, step):
-            part = self.centred(x[start : start + step])
-            images = part[:, self.action].reshape(-1, size)
-            values, gradients = chunks[0](images)
-            for chunk in chunks[1:]:
-                more = chunk(images)
-                values, gradients = values + more[0], gradients + more[1]
-            e[start : start + step] = values.view(-1, order).sum(1)
-            gradients = gradients.view(-1, order, size)
-            back = self.inverse.expand(len(gradients), -1, -1)
-            g[start : start + step] = gradients.gather(2, back).sum(1)
-        return e, g.div_(self.kernel.natural_length)
+    def _in_tiles(self, chunks: list[Callable[[Tensor], Jet]], step: int) -> Callable[[Tensor], Jet]:
+        """The map from queries to jets that treats so many queries at a time, and their images against each chunk."""
+
+        def evaluate(x: Tensor) -> Jet:
+            e, g = x.new_empty(len(x)), torch.empty_like(x)
+
+            def work(some: slice) -> None:
+                e[some], g[some] = self._over_group(chunks, self.centred(x[some]))
+
+            in_tiles(len(x), step, work)
+            return e, g.div_(self.kernel.natural_length)
+
+        return evaluate
+
+    def _over_group(self, chunks: list[Callable[[Tensor], Jet]], x: Tensor) -> Jet:
+        """Values and gradients, in units of the natural length, summed over references and images of the queries."""
+        images = x[:, self.action].reshape(-1, self.size)
+        values, gradients = (jet.double() for jet in chunks[0](images))
+        for chunk in chunks[1:]:
+            more = chunk(images)
+            values, gradients = values + more[0], gradients + more[1]
+        gradients = gradients.view(-1, self.order, self.size)
+        back = self.inverse.expand(len(gradients), -1, -1)
+        return values.view(-1, self.order).sum(1), gradients.gather(2, back).sum(1)
 
     def smallest_distances(self, x: Tensor) -> Tensor:
         result = x.new_empty(len(x), len(self.y))
-        step = max(1, TILE // (self.order * len(self.y)))
-        for part, into in zip(self.centred(x).split(step), result.split(step)):
-            images = part[:, self.action].flatten(0, 1)
-            into.copy_(distances(images, self.y).view(len(part), -1, len(self.y)).amin(1))
+        centred = self.centred(x)
+
+        def work(some: slice) -> None:
+            images = centred[some][:, self.action].flatten(0, 1)
+            result[some] = distances(images, self.y).view(-1, self.order, len(self.y)).amin(1)
+
+        in_tiles(len(x), tile(x.device, TILE, ARRAYS) // (self.order * len(self.y)), work)
         return result
 
     def columns_at_once(self, m: int) -> int:
-        return max(1, COLUMN_TILE // (m * (self.order + self.size)))
+        return max(1, tile(self.y.device, COLUMN_TILE, ARRAYS) // (m * (self.order + self.size)))
 
     def separate(self, x: Tensor, references: Tensor, c: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         order, length = self.order, self.kernel.natural_length
@@ -96,7 +107,8 @@ class GemmContraction(Contraction):
         return e.view(len(x), -1, order).sum(2), g, q.sum(2)
 
     def pairs_at_once(self, n_labels: int) -> int:
-        return max(1, PAIR_TILE // (self.size**2 + 2 * self.order * (self.size + n_labels)))
+        numbers = tile(self.y.device, PAIR_TILE, ARRAYS)
+        return max(1, numbers // (self.size**2 + 2 * self.order * (self.size + n_labels)))
 
     def pairs(
         self, x: Tensor, c_left: Tensor, w_left: Tensor, references: Tensor, c_right: Tensor, w_right: Tensor
@@ -107,7 +119,7 @@ class GemmContraction(Contraction):
         d = x[:, None] - self.y[references][:, self.action]  # (p, |S|, D)
         k, d1, d2 = self.kernel.unit_profile(torch.linalg.vector_norm(d, dim=2), value=bool(c_right.any()))
         # The group as it acts on the right jets, Σ_s 𝒟k P_s, is small beside their images.
-        place = torch.arange(size) * size + self.action
+        place = torch.arange(size, device=x.device) * size + self.action
         group = x.new_zeros(p, size * size)
         group.index_add_(1, place.flatten(), d1.repeat_interleave(size, 1))
         result = w_left.mT @ (group.view(p, size, size) @ w_right)

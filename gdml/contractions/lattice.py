@@ -28,12 +28,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..hardware import in_tiles, tile
 from ..kernels import RadialKernel
 from ..symmetry import Action, characters
 from .base import Contraction, Jet
 
 # Numbers in the intermediates of a few queries. Measured: beyond this the caches are left.
 TILE = 512 * 1024
+ARRAYS = 8  # of this size at a time
 # And of a few columns: of their intermediates, which the caches should hold, and of the result.
 COLUMN_TILE, COLUMNS = 3 * 1024 * 1024, 16 * 1024 * 1024
 # And in the dual jets of a few pairs: the more of one column, the better.
@@ -50,23 +52,25 @@ class Transform:
     ----------
     rows : (|T|, D) int array
         Permutations of entries, all different.
+    device, dtype
+        Of the descriptors.
     """
 
-    def __init__(self, rows: np.ndarray):
+    def __init__(self, rows: np.ndarray, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64):
         self.order = len(rows)
         representatives = np.unique(rows.min(0))
-        self.orbits = torch.tensor(rows[:, representatives])  # (|T|, O)
+        self.orbits = torch.tensor(rows[:, representatives], device=device)  # (|T|, O)
         # Of an orbit with fewer than |T| entries, each occurs several times.
         repeats = (self.orbits == self.orbits[0]).sum(0)
-        self.weights = None if (repeats == 1).all() else repeats.double().rsqrt()
+        self.weights = None if (repeats == 1).all() else repeats.double().rsqrt().to(dtype)
         exponents = characters(rows)
         conjugate = -exponents % self.order
         kept = [a for a in range(self.order) if exponents[a].tolist() <= conjugate[a].tolist()]
         twice = 2.0 - torch.tensor((exponents == conjugate)[kept].all(1)).double()
         angles = torch.tensor(exponents[kept]).double() * (2 * math.pi / self.order)
         waves = torch.stack([angles.cos(), -angles.sin()])  # (2, F, |T|)
-        self.sums = waves.flatten(0, 1)
-        self.products = (waves * twice[:, None]).flatten(0, 1).T.contiguous()
+        self.sums = waves.flatten(0, 1).to(device, dtype)
+        self.products = (waves * twice[:, None]).flatten(0, 1).T.contiguous().to(device, dtype)
         self.forward, self.backward = (m / math.sqrt(self.order) for m in (self.sums, self.products))
 
     def of(self, x: Tensor, orbits: Tensor | None = None) -> Tensor:
@@ -80,12 +84,12 @@ class Transform:
         orbits = self.orbits[:, None] if orbits is None else orbits
         entries, (_, n_images, n_orbits) = orbits.flatten(), orbits.shape
         result = x.new_empty(len(self.forward), len(x), n_images * n_orbits)
-        lifted = x.new_empty(orbits.shape)
-        for one, into in zip(x, result.unbind(1)):  # one by one, all stays in the cache
-            torch.index_select(one, 0, entries, out=lifted.view(-1))
+        at_once = 1 if x.device.type == "cpu" else len(x)  # one by one, all stays in the cache
+        for some, into in zip(x.split(at_once), result.split(at_once, 1)):
+            lifted = some[:, entries].view(-1, *orbits.shape)
             if self.weights is not None:
                 lifted *= self.weights
-            into.copy_(self.forward @ lifted.flatten(1))
+            into.copy_((self.forward @ lifted.flatten(2)).transpose(0, 1))
         return result.view(2, -1, len(x) * n_images, n_orbits)
 
     def back(self, transforms: Tensor) -> Tensor:
@@ -126,30 +130,35 @@ class LatticeContraction(Contraction):
     Parameters as of `Contraction`; those of the action by translations all different.
     """
 
-    def __init__(self, kernel: RadialKernel, y: Tensor, action: Action):
-        super().__init__(kernel, y, action)
-        self.transform = Transform(action.translations)
+    def __init__(self, kernel: RadialKernel, y: Tensor, action: Action, dtype: torch.dtype = torch.float64):
+        super().__init__(kernel, y, action, dtype)
+        self.transform = Transform(action.translations, y.device, dtype)
         self.n_translations, self.n_cosets = len(action.translations), len(action.cosets)
         # Entries of the orbits of all images under Q, and where these go to when the images are undone.
-        self.images = torch.tensor(action.cosets)[:, self.transform.orbits].transpose(0, 1).contiguous()
-        place = torch.empty(self.size, dtype=torch.long)
-        place[self.transform.orbits.flatten()] = torch.arange(self.transform.orbits.numel())
-        self.undone = place[torch.tensor(np.argsort(action.cosets, axis=1))]
+        cosets = torch.tensor(action.cosets, device=y.device)
+        self.images = cosets[:, self.transform.orbits].transpose(0, 1).contiguous()
+        place = torch.empty(self.size, dtype=torch.long, device=y.device)
+        place[self.transform.orbits.flatten()] = torch.arange(self.transform.orbits.numel(), device=y.device)
+        self.undone = place[cosets.argsort(1)]
         self.y_hat = self.transform.of(self.y)
 
     def bind(self, c: Tensor | None, w: Tensor) -> Callable[[Tensor], Jet]:
-        w = w / self.kernel.natural_length
+        w = (w / self.kernel.natural_length).to(self.dtype)
+        c = None if c is None else c.to(self.dtype)
         duals = torch.cat([self.y_hat, self.transform.of(w)], 2)
         constants = torch.cat([(self.y * self.y).sum(1), (w * self.y).sum(1)])
-        return lambda x: self._evaluate(duals, constants, c, x)
+        step = tile(w.device, TILE, ARRAYS) // (self.order * len(w))
 
-    def _evaluate(self, duals: Tensor, constants: Tensor, c: Tensor | None, x: Tensor) -> Jet:
-        e, g = x.new_empty(len(x)), torch.empty_like(x)
-        step = max(1, TILE // (self.order * len(self.y)))
-        for start in range(0, len(x), step):
-            some = slice(start, start + step)
-            e[some], g[some] = self._evaluate_tile(duals, constants, c, self.centred(x[some]))
-        return e, g.div_(self.kernel.natural_length)
+        def evaluate(x: Tensor) -> Jet:
+            e, g = x.new_empty(len(x)), torch.empty_like(x)
+
+            def work(some: slice) -> None:
+                e[some], g[some] = self._evaluate_tile(duals, constants, c, self.centred(x[some]))
+
+            in_tiles(len(x), step, work)
+            return e, g.div_(self.kernel.natural_length)
+
+        return evaluate
 
     def _evaluate_tile(self, duals: Tensor, constants: Tensor, c: Tensor | None, x: Tensor) -> Jet:
         n = len(self.y)
@@ -170,21 +179,26 @@ class LatticeContraction(Contraction):
 
     def smallest_distances(self, x: Tensor) -> Tensor:
         result = x.new_empty(len(x), len(self.y))
-        step = max(1, TILE // (self.order * len(self.y)))
-        for part, into in zip(self.centred(x).split(step), result.split(step)):
+        centred = self.centred(x)
+
+        def work(some: slice) -> None:
+            part = centred[some]
             products = self.transform.correlate(self.transform.of(part, self.images), self.y_hat).amax(0)
             products = products.view(len(part), self.n_cosets, -1).amax(1)
             squared = (part * part).sum(1)[:, None] + (self.y * self.y).sum(1) - 2.0 * products
-            into.copy_(squared.clamp_(min=0.0).sqrt_())
+            result[some] = squared.clamp_(min=0.0).sqrt_()
+
+        in_tiles(len(x), tile(x.device, TILE, ARRAYS) // (self.order * len(self.y)), work)
         return result
 
     def columns_at_once(self, m: int) -> int:
-        return max(1, COLUMNS // (m * self.size))
+        return max(1, tile(self.y.device, COLUMNS, ARRAYS) // (m * self.size))
 
     def separate(self, x: Tensor, references: Tensor, c: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x_hat, of_x = self.transform.of(x), (x * x).sum(1)
         e, g, q = x.new_empty(len(x), len(c)), x.new_empty(len(c), *x.shape), x.new_empty(len(x), len(c))
-        step = max(1, COLUMN_TILE // (len(x) * (self.order + 3 * self.size) + 4 * self.n_cosets * self.size))
+        numbers = tile(x.device, COLUMN_TILE, ARRAYS)
+        step = max(1, numbers // (len(x) * (self.order + 3 * self.size) + 4 * self.n_cosets * self.size))
         for start in range(0, len(c), step):
             some = slice(start, start + step)
             e[:, some], q[:, some] = self._separate(x_hat, of_x, references[some], c[some], w[some], g[some])
@@ -222,7 +236,7 @@ class LatticeContraction(Contraction):
         return e, q.sum((0, 3)) / length
 
     def pairs_at_once(self, n_labels: int) -> int:
-        return max(1, PAIRS // (2 * self.size * n_labels))
+        return max(1, tile(self.y.device, PAIRS, ARRAYS) // (2 * self.size * n_labels))
 
     def pairs(
         self, x: Tensor, c_left: Tensor, w_left: Tensor, references: Tensor, c_right: Tensor, w_right: Tensor

@@ -3,7 +3,9 @@
 import math
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import ClassVar
 
 import numpy as np
@@ -51,11 +53,12 @@ class PairFeatures:
     def vjp_many(self, cotangents: Tensor) -> Tensor:
         """Jᵀ g for many g (M, D, b) on each geometry: (M, 3N, b)."""
         size, width = self.slopes.shape[1], 3 * self.n_atoms
-        entries = torch.arange(size).repeat_interleave(3)
-        components = torch.arange(3).repeat(size)
+        device = self.slopes.device
+        entries = torch.arange(size, device=device).repeat_interleave(3)
+        components = torch.arange(3, device=device).repeat(size)
         rows = torch.cat([3 * atoms.repeat_interleave(3) + components for atoms in (self.first, self.second)])
         order = torch.argsort(rows * size + entries.repeat(2))
-        starts = torch.searchsorted(rows[order], torch.arange(width + 1))
+        starts = torch.searchsorted(rows[order], torch.arange(width + 1, device=device))
         result = cotangents.new_empty(len(cotangents), width, cotangents.shape[2])
         for slopes, g, into in zip(self.slopes, cotangents, result):
             values = torch.cat([slopes.flatten(), -slopes.flatten()])[order]
@@ -65,18 +68,28 @@ class PairFeatures:
             into.copy_(transposed @ g)
         return result
 
+    def map(self, take: Callable[[Tensor], Tensor]) -> "PairFeatures":
+        """Other geometries, by what takes their values from the arrays of these."""
+        return replace(self, x=take(self.x), slopes=take(self.slopes))
+
     def __getitem__(self, frames: Tensor | slice) -> "PairFeatures":
         """Some of the geometries."""
-        return replace(self, x=self.x[frames], slopes=self.slopes[frames])
+        return self.map(lambda values: values[frames])
 
     def jacobian(self) -> Tensor:
         """J itself, (M, D, 3N)."""
         n_frames, size, _ = self.slopes.shape
         result = self.slopes.new_zeros(n_frames, size, self.n_atoms, 3)
-        pairs = torch.arange(size)
+        pairs = torch.arange(size, device=self.slopes.device)
         result[:, pairs, self.first] = self.slopes
         result[:, pairs, self.second] = -self.slopes
         return result.reshape(n_frames, size, 3 * self.n_atoms)
+
+
+@cache
+def pairs_on(device: torch.device, n_atoms: int) -> tuple[Tensor, Tensor]:
+    """Atoms (i, j) of each pair as `geometry.pair_indices` has them, on a device."""
+    return tuple(torch.tensor(np.array(i), device=device) for i in pair_indices(n_atoms))
 
 
 class PairDescriptor(ABC):
@@ -155,7 +168,7 @@ class InverseDistances(PairDescriptor):
         """Descriptors and Jacobians at positions (M, N, 3), Å."""
         if positions.shape[1] != self.n_atoms:
             raise DataError(f"the descriptor is for {self.n_atoms} atoms, the geometries have {positions.shape[1]}")
-        first, second = (torch.as_tensor(np.array(i)) for i in pair_indices(self.n_atoms))
+        first, second = pairs_on(positions.device, self.n_atoms)
         difference = positions[:, first] - positions[:, second]
         squared = torch.linalg.vecdot(difference, difference)
         x = squared.pow(-0.5 * self.power)

@@ -19,9 +19,9 @@ have to stand for them; use a supercell where that matters.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -30,12 +30,18 @@ from torch import Tensor
 
 from ..errors import DataError, FitError
 from ..geometry import NUMBERS_AT_A_TIME, Lattice, pair_indices
-from .inverse_distances import PairDescriptor, PairFeatures
+from .inverse_distances import PairDescriptor, PairFeatures, pairs_on
 
 VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))  # rows and columns of xx, yy, zz, yz, xz, xy
 MIN_DISTANCE = 1e-6  # Å; closer atoms are taken to be at the same place
 MAX_SOFTNESS = 0.25  # beyond, atoms that are well apart can have a soft distance of zero
 NEGLIGIBLE = 36.0  # exp(-36) is the last bit of a sum that starts with one
+
+
+@cache
+def voigt_on(device: torch.device) -> Tensor:
+    """Rows and columns (2, 6) of the entries of a strain, on a device."""
+    return torch.tensor(VOIGT, device=device)
 
 
 @dataclass(frozen=True)
@@ -52,9 +58,10 @@ class PeriodicFeatures(PairFeatures):
 
     strain_slopes: Tensor | None = None
 
-    def __getitem__(self, frames: Tensor | slice) -> "PeriodicFeatures":
-        strain = None if self.strain_slopes is None else self.strain_slopes[frames]
-        return replace(super().__getitem__(frames), strain_slopes=strain)
+    def map(self, take: Callable[[Tensor], Tensor]) -> "PeriodicFeatures":
+        """Other geometries, by what takes their values from the arrays of these."""
+        strain = None if self.strain_slopes is None else take(self.strain_slopes)
+        return replace(super().map(take), strain_slopes=strain)
 
     def strain_vjp(self, cotangents: Tensor) -> Tensor:
         """Derivatives (M, 6) by the strain from a gradient (M, D) on the descriptors.
@@ -116,7 +123,7 @@ class _PeriodicPairs(PairDescriptor):
             two atoms are at the same place, or a cell spans no lattice.
         """
         self._check_positions(positions)
-        first, second = (torch.as_tensor(np.array(i)) for i in pair_indices(self.n_atoms))
+        first, second = pairs_on(positions.device, self.n_atoms)
         difference = positions[:, first] - positions[:, second]
         parts = [self._distances(d, lattice, strain) for d, lattice in self._by_lattice(difference, cells)]
         squared, half, half_strain = (None if p[0] is None else torch.cat(p) for p in zip(*parts))
@@ -136,6 +143,8 @@ class _PeriodicPairs(PairDescriptor):
             raise DataError(
                 f"{len(difference)} geometries need one cell (3, 3), or ({len(difference)}, 3, 3); not {cells.shape}"
             )
+        if (cells == cells[0]).all():
+            return [(difference, self._lattice_of(0, cells[0]))]
         return [(d[None], self._lattice_of(frame, cells[frame])) for frame, d in enumerate(difference)]
 
     def _lattice_of(self, frame: int, cell: np.ndarray) -> Lattice:
@@ -198,7 +207,7 @@ class PeriodicInverseDistances(_PeriodicPairs):
 
     def _distances(self, difference: Tensor, lattice: Lattice, strain: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         nearest = lattice.nearest(difference)
-        rows, columns = VOIGT
+        rows, columns = voigt_on(nearest.device)
         by_strain = nearest[..., rows] * nearest[..., columns] if strain else None
         return torch.linalg.vecdot(nearest, nearest), nearest, by_strain
 
@@ -275,7 +284,7 @@ def _soft_minimum(v: Tensor, images: Tensor, width: float, strain: bool) -> tupl
     if not strain:
         return squared, v + pull, None
     # Σ w (v + L)(v + L)ᵀ, with the weights of all images adding up to one.
-    rows, columns = VOIGT
+    rows, columns = voigt_on(v.device)
     by_strain = v[:, rows] * (v + pull)[:, columns] + pull[:, rows] * v[:, columns]
     by_strain += weights @ (images[:, rows] * images[:, columns])
     return squared, v + pull, by_strain

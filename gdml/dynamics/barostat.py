@@ -34,7 +34,7 @@ class Barostat:
     timestep : float
     holds_com : bool
         Whether the centre of mass is held.
-    device : str
+    device : torch.device
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class Barostat:
         thermalized: bool,
         timestep: float,
         holds_com: bool,
-        device: str,
+        device: torch.device,
     ):
         self.pressure, self.temperature, self.n_beads = pressure, temperature, shape[1]
         self.tau = tau
@@ -75,13 +75,13 @@ class Barostat:
         growth = rate * time
         scale = growth.exp().view(-1, 1, 1)
         # sinh(x) / x, also at zero.
-        flight = time * torch.where(growth.abs() < 1e-6, 1.0, torch.sinh(growth) / growth).view(-1, 1, 1)
+        flight = time * (torch.sinh(growth) / growth).masked_fill(growth.abs() < 1e-6, 1.0).view(-1, 1, 1)
         return scale * q + flight * p / masses, p / scale, scale.flatten()
 
     def thermalize(self, generator: torch.Generator) -> Tensor:
         """A step of the piston's thermostat; returns the heat (R,) that it took."""
         before = self.momentum**2 / (2 * self.mass)
-        noise = torch.randn(self.momentum.shape, dtype=torch.float64, device=generator.device, generator=generator)
+        noise = torch.randn(self.momentum.shape, dtype=torch.float64, device=self.momentum.device, generator=generator)
         kick = math.sqrt(self.mass * self.temperature * (1 - self.keep**2))
         self.momentum = self.keep * self.momentum + kick * noise
         return before - self.momentum**2 / (2 * self.mass)

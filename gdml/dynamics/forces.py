@@ -64,8 +64,7 @@ def batched(source: object, atoms: Atoms) -> BatchedForces:
 def _of_force_field(force_field: ForceField) -> BatchedForces:
     def forces(positions: Tensor, cells: Tensor | None, stress: bool) -> Forces:
         cells = cells.cpu().numpy() if cells is not None and force_field.is_periodic else None
-        found = force_field.predict(positions.cpu(), cells, stress)
-        return Forces(*(None if value is None else value.to(positions.device) for value in found))
+        return Forces(*force_field.predict(positions, cells, stress))
 
     return forces
 

@@ -74,10 +74,10 @@ class FreeMotion:
     """
 
     def __init__(self, frequencies: Tensor, time: float, angle: Tensor):
-        bound = frequencies > 0
-        omega = torch.where(bound, frequencies, 1.0)
+        is_free = frequencies == 0
+        omega = frequencies.masked_fill(is_free, 1.0)
         self.cos = torch.cos(angle).view(-1, 1, 1)
-        self.sin_by_omega = torch.where(bound, torch.sin(angle) / omega, time).view(-1, 1, 1)
+        self.sin_by_omega = (torch.sin(angle) / omega).masked_fill(is_free, time).view(-1, 1, 1)
         self.omega_sin = (frequencies * torch.sin(angle)).view(-1, 1, 1)
 
     def __call__(self, q: Tensor, p: Tensor, masses: Tensor) -> tuple[Tensor, Tensor]:

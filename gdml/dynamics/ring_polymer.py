@@ -14,6 +14,7 @@ from ase.md.md import MolecularDynamics
 from torch import Tensor
 
 from ..errors import DataError, DynamicsError, DynamicsWarning, GDMLError
+from ..hardware import check_device
 from .barostat import Barostat
 from .classical import MAX_TEMPERATURE, check_settings
 from .forces import batched, source_of
@@ -26,6 +27,11 @@ CHECK_INTERVAL = 10  # steps between looks at whether the state is sound
 MAX_GROWTH = 0.1  # of the cell's logarithm in a step
 # What a step changes, besides the barostat and the generator of random numbers.
 CHANGING = ("_q", "_p", "_f", "_bead_forces", "_potential", "_stress", "_cells", "_heat")
+
+
+def generator_on(device: torch.device) -> torch.Generator:
+    """Random numbers that are drawn where they are used."""
+    return torch.Generator(device)
 
 
 class RingPolymerMD(MolecularDynamics):
@@ -121,7 +127,7 @@ class RingPolymerMD(MolecularDynamics):
         forces: object = None,
         max_outside: float | None = 2.0,
         rng: np.random.Generator | None = None,
-        device: str = "cpu",
+        device: str | torch.device | None = None,
         trajectory: str | Path | None = None,
         logfile: str | Path | None = None,
         loginterval: int = 10,
@@ -139,9 +145,10 @@ class RingPolymerMD(MolecularDynamics):
         self.evaluate = batched(self.source, replicas[0])
         self.n_outside, self.records, self._only_at_observers = 0, [], False
         self._shape = (len(replicas), n_beads, len(replicas[0]), 3)
+        device = check_device(getattr(self.source, "device", None) if device is None else device)
         self._tensor = lambda x: torch.tensor(np.asarray(x, dtype=float), device=device)
         self._masses = self._tensor(replicas[0].get_masses()).view(-1, 1)
-        self.generator = torch.Generator(device)
+        self.generator = generator_on(device)
         self.generator.manual_seed(int(np.random.default_rng(rng).integers(2**62)))
         self.modes = NormalModes(n_beads, temperature_K, device)
         self._constrain(replicas[0])
@@ -167,7 +174,7 @@ class RingPolymerMD(MolecularDynamics):
             raise DataError("FixCom and FixAtoms contradict each other; fixed atoms hold the rest already")
         self.n_free = 3 * int(self.moves.sum()) - 3 * self.holds_com
 
-    def _prepare(self, tau: float, pressure: float | None, tau_p: float, device: str) -> None:
+    def _prepare(self, tau: float, pressure: float | None, tau_p: float, device: torch.device) -> None:
         kt = self.n_beads * units.kB * self.temperature_K
         self._kt = kt
         self._free = self.modes.propagator(0.5 * self.dt, self.propagator)

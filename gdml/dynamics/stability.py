@@ -32,8 +32,8 @@ def highest_frequency(run) -> float:
     """Of the vibrations about the present centroid of the first replica, by power iteration."""
     centroid, root = run.centroid[:1], run.centroid.new_tensor(run.atoms.get_masses()).view(-1, 1).sqrt()
     cells = None if run.cells is None else run.cells[:1].expand(2, 3, 3)
-    generator = torch.Generator(centroid.device).manual_seed(0)
-    v = torch.randn(centroid.shape, dtype=centroid.dtype, device=centroid.device, generator=generator)
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(centroid.shape, dtype=centroid.dtype, generator=generator).to(centroid.device)
     length = STEP * float(root.mean())
     square = 0.0
     for _ in range(ITERATIONS):

@@ -18,14 +18,16 @@ def leverage(operator: LinearOperator, rank: int, generator: torch.Generator) ->
     4619 (2023); A. Alaoui and M. Mahoney, NIPS 28 (2015).
     """
     n = operator.shape[0]
-    first = torch.randperm(n, generator=generator)[: max(1, rank // 2)]
+    first = torch.randperm(n, generator=generator)[: max(1, rank // 2)].to(operator.device)
     columns = operator.columns(first)
-    factor = factor_of_columns(columns, columns[first])
+    shares = operator.unknowns
+    factor = factor_of_columns(columns, shares.rows(columns, first))
     missed = operator.diagonal() - (factor * factor).sum(1)
-    inner = factor.mT @ factor
-    inner.diagonal().add_(missed.mean().clamp(min=1e-300))
+    inner = shares.sum(factor.mT @ factor)
+    inner.diagonal().add_((shares.sum(missed.sum()) / n).clamp(min=1e-300))
     half = torch.linalg.solve_triangular(torch.linalg.cholesky(inner), factor.mT, upper=False)
-    scores = (half * half).sum(0).clamp(min=1e-12)
-    chosen = torch.multinomial(scores, rank, generator=generator).sort().values
+    scores = shares.gather((half * half).sum(0)).clamp(min=1e-12)
+    # The generator is the CPU's, so that the draw is the same on all devices.
+    chosen = torch.multinomial(scores.cpu(), rank, generator=generator).sort().values.to(scores.device)
     columns = operator.columns(chosen)
-    return factor_of_columns(columns, columns[chosen])
+    return factor_of_columns(columns, shares.rows(columns, chosen))

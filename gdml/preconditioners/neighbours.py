@@ -1,16 +1,21 @@
 """What a low-rank factor leaves out, by geometries and their nearest neighbours."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from ..errors import FitError
+from ..hardware import tile
 from ..linear import LinearOperator
+from ..processes import Shares
 
 # Added to the diagonal of the rest, in units of its mean: the rows of the factor's
 # pivots are zero. Measured: 0.01 to 0.1 take about as many iterations.
 RIDGE = 0.03
 # Numbers in the conditioning sets that are treated at a time.
 TILE = 4 * 1024 * 1024
+ARRAYS = 4  # of this size at a time
 
 
 class Uniform:
@@ -66,17 +71,23 @@ class Neighbours:
     """
 
     def __init__(self, operator: LinearOperator, factor: Tensor, ridge: Tensor, count: int, generator: torch.Generator):
-        self.size = operator.block_size
-        n_blocks = len(factor) // self.size
-        order = torch.randperm(n_blocks, generator=generator)
-        self.sets, self.valid = _nearest_before(operator.distances(), order, min(count, n_blocks - 1))
+        self.size, self.blocks, self.unknowns = operator.block_size, operator.shares, operator.unknowns
+        n_blocks = self.blocks.n
+        order = torch.randperm(n_blocks, generator=generator).to(factor.device)
+        self.sets, self.valid = _nearest_before(operator.distances(), self.blocks, order, min(count, n_blocks - 1))
         # Last first, so that `whiten_` finds what comes before untouched.
         self.order = order.flip(0)
         width = self.sets.shape[1] * self.size
-        self.step = max(1, TILE // (width * (width + factor.shape[1])))
-        self.weights = factor.new_empty(n_blocks, width, self.size)
-        for some in self.order.split(self.step):
+        step = max(1, tile(factor.device, TILE, ARRAYS) // (width * (width + factor.shape[1])))
+        self.step = self.blocks.team.least(step) * self.blocks.team.size
+        self.weights = factor.new_empty(len(self.sets), width, self.size)
+        for some in self._in_turn():
             self.weights[some] = self._solve(operator, factor, ridge, some)
+
+    def _in_turn(self) -> Iterator[Tensor]:
+        """Own blocks, counted from the first of them, a few at a time; all processes go through all blocks in step."""
+        for some in self.order.split(self.step):
+            yield some[self.blocks.owned(some)] - self.blocks.own.start
 
     def _solve(self, operator: LinearOperator, factor: Tensor, ridge: Tensor, some: Tensor) -> Tensor:
         """W's column blocks for some of the blocks, (b, width, L)."""
@@ -85,51 +96,56 @@ class Neighbours:
         valid = self.valid[some].repeat_interleave(size, 1)
         rest = _symmetric_blocks(operator, sets)
         rest.diagonal(dim1=1, dim2=2).add_(operator.noise)
-        rows = factor.view(-1, size, factor.shape[1])[sets].flatten(1, 2)
+        rows = self._rows(factor, sets)
         rest.baddbmm_(rows, rows.mT, alpha=-1)
         # Those that do not exist are left out: no coupling, and no right-hand side.
         rest *= valid[:, :, None] & valid[:, None, :]
         rest.diagonal(dim1=1, dim2=2).add_(~valid)
         last = rest.new_zeros(members * size, size)
-        last[-size:] = torch.eye(size, dtype=rest.dtype)
+        last[-size:].diagonal(dim1=0, dim2=1).fill_(1.0)
         return torch.linalg.solve_triangular(_cholesky(rest, ridge.repeat(members)).mT, last, upper=True)
+
+    def _rows(self, t: Tensor, sets: Tensor) -> Tensor:
+        """The rows of t (n, m) of sets of blocks (b, members), (b, members L, m)."""
+        found = self.blocks.fetch(t.view(-1, self.size, t.shape[1]), sets.flatten())
+        return found.reshape(len(sets), self.weights.shape[1], t.shape[1])
 
     def whiten(self, r: Tensor) -> Tensor:
         """Wᵀ r for r (n, m)."""
-        return self._whitened(r, slice(None)).flatten(0, 1)
-
-    def _whitened(self, r: Tensor, some: Tensor | slice) -> Tensor:
-        rows = r.view(-1, self.size, r.shape[1])[self.sets[some]].flatten(1, 2)
-        return self.weights[some].mT @ rows
+        rows = self.unknowns.gather(r).view(-1, self.size, r.shape[1])[self.sets].flatten(1, 2)
+        return (self.weights.mT @ rows).flatten(0, 1)
 
     def whiten_(self, factor: Tensor) -> None:
         """Wᵀ F for F (n, k), in its memory."""
         blocks = factor.view(-1, self.size, factor.shape[1])
-        for some in self.order.split(self.step):
-            blocks[some] = self._whitened(factor, some)
+        for some in self._in_turn():
+            blocks[some] = self.weights[some].mT @ self._rows(factor, self.sets[some])
 
     def unwhiten(self, z: Tensor) -> Tensor:
         """W z for z (n, m)."""
         spread = self.weights @ z.view(-1, self.size, z.shape[1])
-        result = torch.zeros_like(z).view(-1, self.size, z.shape[1])
-        spread = spread.view(-1, self.size, z.shape[1])
-        return result.index_add_(0, self.sets.flatten(), spread).view_as(z)
+        result = z.new_zeros(self.blocks.n, self.size, z.shape[1])
+        result.index_add_(0, self.sets.flatten(), spread.view(-1, self.size, z.shape[1]))
+        return self.blocks.sum(result)[self.blocks.own].view_as(z)
 
 
-def _nearest_before(distances: Tensor, order: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """For each block the nearest ones before it in the order and itself, (n, count + 1), and which of them exist."""
+def _nearest_before(distances: Tensor, blocks: Shares, order: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """For each own block the nearest before it in the order and itself, (m, count + 1), and which of them exist."""
     position = torch.argsort(order)
-    later = position[None, :] >= position[:, None]
+    later = position[None, :] >= position[blocks.own, None]
     near = distances.masked_fill(later, float("inf")).topk(count, largest=False)
-    sets = torch.cat([near.indices, torch.arange(len(order))[:, None]], 1)
-    valid = torch.cat([near.values.isfinite(), torch.ones(len(order), 1, dtype=torch.bool)], 1)
+    own = torch.arange(blocks.own.start, blocks.own.stop, device=order.device)
+    sets = torch.cat([near.indices, own[:, None]], 1)
+    valid = torch.cat([near.values.isfinite(), torch.ones_like(sets[:, :1], dtype=torch.bool)], 1)
     return sets, valid
 
 
 def _symmetric_blocks(operator: LinearOperator, sets: Tensor) -> Tensor:
     """The matrix between the members of each set, (b, members L, members L), without the noise."""
     (b, members), size = sets.shape, operator.block_size
-    left, right = torch.tril_indices(members, members)
+    if members == 1:
+        return operator.diagonal_blocks()[sets[:, 0] - operator.shares.own.start].clone()
+    left, right = torch.tril_indices(members, members, device=sets.device)
     found = operator.blocks(sets[:, left].flatten(), sets[:, right].flatten()).view(b, -1, size, size)
     result = found.new_empty(b, members, members, size, size)
     result[:, right, left] = found.mT

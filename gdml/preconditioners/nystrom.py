@@ -53,25 +53,31 @@ class NystromPreconditioner:
         neighbours: int | None = None,
         generator: torch.Generator | None = None,
     ):
-        diagonal = operator.diagonal()
+        diagonal, self.shares = operator.diagonal(), operator.unknowns
+        mean, missed = self._mean(diagonal), diagonal - (factor * factor).sum(1)
         # If F describes all of A to rounding, rounding is what is left.
-        floor = float(diagonal.mean()) * torch.finfo(diagonal.dtype).eps
-        missed = diagonal - (factor * factor).sum(1)
+        floor = float(mean.mean()) * torch.finfo(diagonal.dtype).eps
+        missed = self._mean(missed)
         self.mu = max(float(missed.mean()), floor)
         if neighbours is None:
             self.rest = Uniform(self.mu)
         else:
-            ridge = RIDGE * missed.view(-1, operator.block_size).mean(0).clamp(min=floor)
+            ridge = RIDGE * missed.clamp(min=floor)
             self.rest = Neighbours(operator, factor, ridge, neighbours, generator)
         self.rest.whiten_(factor)
         self.factor = factor
-        inner = _gram(factor)
+        inner = self.shares.sum(_gram(factor))
         inner.diagonal().add_(1.0)
         triangle, info = torch.linalg.cholesky_ex(inner)
         if info:
             raise FitError("the preconditioner's factor has linearly dependent columns; use a lower rank")
         # The inverse, since for a single vector a product is ten times faster than a triangular solution.
-        self.inverse = torch.linalg.solve_triangular(triangle, torch.eye(len(inner), dtype=inner.dtype), upper=False)
+        one = torch.zeros_like(inner).fill_diagonal_(1.0)
+        self.inverse = torch.linalg.solve_triangular(triangle, one, upper=False)
+
+    def _mean(self, values: Tensor) -> Tensor:
+        """Of values (n,) for all unknowns, the mean over blocks (L,)."""
+        return self.shares.sum(values.view(-1, self.shares.unit).sum(0)) / self.shares.n
 
     @property
     def rank(self) -> int:
@@ -80,7 +86,7 @@ class NystromPreconditioner:
     def solve(self, r: Tensor) -> Tensor:
         """Apply the approximate inverse to r, (n,) or (n, m)."""
         white = self.rest.whiten(r if r.ndim == 2 else r[:, None])
-        inner = self.inverse.mT @ (self.inverse @ (self.factor.mT @ white))
+        inner = self.inverse.mT @ (self.inverse @ self.shares.sum(self.factor.mT @ white))
         return self.rest.unwhiten(white.addmm_(self.factor, inner, alpha=-1)).view_as(r)
 
 

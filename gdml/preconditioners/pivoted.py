@@ -14,23 +14,28 @@ GREEDY = 0.5  # a candidate is taken while this much of it is left by the others
 
 @dataclass(frozen=True)
 class Begun:
-    """A factor (n, k) by random pivots that can be continued, and what it misses of the diagonal, without the noise."""
+    """A factor (n, k) by random pivots that can be continued, and what it misses of the diagonal, without the noise.
+
+    The factor is shared out, as all columns are; the diagonal is whole.
+    """
 
     factor: Tensor
     missing: Tensor
+    late: Tensor  # of the diagonal, what the second half of the columns describes
 
     def decay(self) -> tuple[int, float, float]:
         """The rank k, and the mean of the diagonal that the first k/2 columns miss, and that all miss."""
         rank = self.factor.shape[1]
-        late = self.factor[:, rank // 2 :].square().sum(1)
-        return rank, float((self.missing + late).mean()), float(self.missing.mean())
+        return rank, float((self.missing + self.late).mean()), float(self.missing.mean())
 
 
 def begin(operator: LinearOperator, rank: int, seed: int = 0) -> Begun:
     """The first columns of `rpcholesky`, to see how fast the matrix is described."""
     factor = rpcholesky(operator, rank, torch.Generator().manual_seed(seed))
     missing = operator.diagonal() - operator.noise - factor.square().sum(1)
-    return Begun(factor, missing.clamp_(min=0.0))
+    late = factor[:, factor.shape[1] // 2 :].square().sum(1)
+    gather = operator.unknowns.gather
+    return Begun(factor, gather(missing.clamp_(min=0.0)), gather(late))
 
 
 def rpcholesky(operator: LinearOperator, rank: int, generator: torch.Generator, begun: Begun | None = None) -> Tensor:
@@ -44,7 +49,9 @@ def rpcholesky(operator: LinearOperator, rank: int, generator: torch.Generator, 
     """
 
     def draw(missing: Tensor, count: int) -> Tensor:
-        return torch.multinomial(missing, count, replacement=True, generator=generator).unique()
+        # The generator is the CPU's, so that the pivots are the same on all devices.
+        drawn = torch.multinomial(missing.cpu(), count, replacement=True, generator=generator)
+        return drawn.unique().to(missing.device)
 
     def accept(left: float) -> bool:
         return bool(torch.rand(1, generator=generator) < left)
@@ -74,10 +81,11 @@ def _pivoted(
     accept: Callable[[float], bool],
     begun: Begun | None = None,
 ) -> Tensor:
-    n = operator.shape[0]
-    missing = operator.diagonal() - operator.noise
+    n, shares = operator.shape[0], operator.unknowns
+    own = operator.diagonal() - operator.noise
+    factor, done = own.new_empty(len(own), rank), 0
+    missing = shares.gather(own)
     floor = n * torch.finfo(missing.dtype).eps * float(missing.max())
-    factor, done = missing.new_empty(n, rank), 0
     if begun:
         missing, done = begun.missing.clone(), min(rank, begun.factor.shape[1])
         factor[:, :done] = begun.factor[:, :done]
@@ -88,12 +96,14 @@ def _pivoted(
             break  # the factor is the matrix, to rounding
         pivots = candidates(missing, min(ROUND, available))
         columns = operator.columns(pivots)
-        columns.addmm_(factor[:, :done], factor[pivots, :done].mT, alpha=-1)
-        accepted, triangle = _round(columns[pivots], accept, rank - done, floor)
+        columns.addmm_(factor[:, :done], shares.rows(factor[:, :done], pivots).mT, alpha=-1)
+        # Many small steps, for which a GPU would be waited for each time.
+        accepted, triangle = _round(shares.rows(columns, pivots).cpu(), accept, rank - done, floor)
+        accepted, triangle = torch.tensor(accepted, device=columns.device), triangle.to(columns.device)
         fresh = torch.linalg.solve_triangular(triangle.mT, columns[:, accepted], upper=True, left=False)
         factor[:, done : done + len(accepted)] = fresh
         done += len(accepted)
-        missing -= (fresh * fresh).sum(1)
+        missing -= shares.gather((fresh * fresh).sum(1))
         missing[pivots[accepted]] = 0.0
     return factor[:, :done]
 

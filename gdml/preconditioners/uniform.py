@@ -12,6 +12,6 @@ def uniform(operator: LinearOperator, rank: int, generator: torch.Generator) -> 
 
     Source: C. Williams and M. Seeger, NIPS 13, 682 (2001).
     """
-    chosen = torch.randperm(operator.shape[0], generator=generator)[:rank].sort().values
+    chosen = torch.randperm(operator.shape[0], generator=generator)[:rank].sort().values.to(operator.device)
     columns = operator.columns(chosen)
-    return factor_of_columns(columns, columns[chosen])
+    return factor_of_columns(columns, operator.unknowns.rows(columns, chosen))

@@ -6,7 +6,7 @@ H. A. van der Vorst and Q. Ye, SIAM J. Sci. Comput. 22, 835 (2000).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -52,6 +52,11 @@ class State:
     def at(cls, operator: LinearOperator, b: Tensor, x: Tensor | None = None) -> "State":
         """The start from x (zero without), as if nothing had been done before."""
         return cls(torch.zeros_like(b), b.clone()) if x is None else cls(x.clone(), b - operator.matmul(x))
+
+    def share(self, operator: LinearOperator) -> "State":
+        """Of a whole state, the part of this process, on the operator's device."""
+        x, r, p = (v[operator.unknowns.own].to(operator.device) for v in (self.x, self.r, self.p))
+        return replace(self, x=x, r=r, p=p, rz=self.rz.to(operator.device))
 
     @property
     def n_iter(self) -> int:
@@ -138,29 +143,29 @@ def cg(
     NotPositiveDefiniteError
         If a direction of negative curvature is met.
     """
-    size = b.norm(dim=0)
+    size = operator.norm(b)
     target = torch.clamp(rtol * size, min=atol)
     size = torch.where(size > 0, size, torch.ones_like(size))
-    max_iter = 10 * b.shape[0] if max_iter is None else max_iter
+    max_iter = 10 * operator.shape[0] if max_iter is None else max_iter
     state = State.at(operator, b) if start is None else start
     if not state.residuals:
-        state.residuals.append(_largest(state.r, size))
+        state.residuals.append(_largest(operator, state.r, size))
 
     def ended(converged: bool, reason: str) -> Solution:
         return Solution(state.x, converged, state.n_iter, state.residuals, reason)
 
     while True:
-        if _is_below(state.r, target):
+        if _is_below(operator, state.r, target):
             if not state.fresh:
                 state.r, state.fresh, state.p = b - operator.matmul(state.x), True, None
-            if _is_below(state.r, target):
+            if _is_below(operator, state.r, target):
                 return ended(True, "converged")
         if state.n_iter >= max_iter:
             return ended(False, f"{max_iter} iterations left the residual at {state.residuals[-1]:.2g}")
         if stalled(state.residuals):
             return ended(False, _explain_stall(state.residuals))
         _step(operator, b, preconditioner, state)
-        state.residuals.append(_largest(state.r, size))
+        state.residuals.append(_largest(operator, state.r, size))
         if callback and callback(state):
             return ended(True, "ended by the callback")
 
@@ -168,11 +173,11 @@ def cg(
 def _step(operator: LinearOperator, b: Tensor, preconditioner: Preconditioner | None, state: State) -> None:
     """One iteration: a direction, and the point with the smallest error along it."""
     z = preconditioner.solve(state.r) if preconditioner is not None else state.r
-    rz = _dot(state.r, z)
+    rz = operator.dot(state.r, z)
     state.p = z.clone() if state.p is None else z + _ratio(rz, state.rz) * state.p
     state.rz = rz
     product = operator.matmul(state.p)
-    curvature = _dot(state.p, product)
+    curvature = operator.dot(state.p, product)
     _check_curvature(curvature, rz, len(state.residuals))
     step = _ratio(rz, curvature)
     state.x = state.x + step * state.p
@@ -185,12 +190,12 @@ def _ratio(a: Tensor, b: Tensor) -> Tensor:
     return a / torch.where(b > 0, b, torch.ones_like(b))
 
 
-def _largest(r: Tensor, size: Tensor) -> float:
-    return float((r.norm(dim=0) / size).max())
+def _largest(operator: LinearOperator, r: Tensor, size: Tensor) -> float:
+    return float((operator.norm(r) / size).max())
 
 
-def _is_below(r: Tensor, target: Tensor) -> bool:
-    return bool((r.norm(dim=0) <= target).all())
+def _is_below(operator: LinearOperator, r: Tensor, target: Tensor) -> bool:
+    return bool((operator.norm(r) <= target).all())
 
 
 def stalled(residuals: list[float]) -> bool:
@@ -211,10 +216,6 @@ def _explain_stall(residuals: list[float]) -> str:
         f"the residual has not halved in {PATIENCE} iterations and stays at {best:.2g}; "
         "use a preconditioner of higher rank, raise the noise, or shorten the length scale"
     )
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(0)
 
 
 def _check_curvature(curvature: Tensor, rz: Tensor, iteration: int) -> None:

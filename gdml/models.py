@@ -1,0 +1,115 @@
+"""Force fields from files."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .descriptors import InverseDistances, from_recipe
+from .errors import FormatError
+from .force_field import FORMAT, SCHEMA, ForceField
+from .kernels import kernel_by_name
+from .npz import Archive, read_archive
+from .sgdml_models import from_sgdml, is_sgdml_model
+from .symmetry import CrystalGroup, PermutationGroup
+
+
+def load(
+    path: str | Path,
+    *,
+    device: str | torch.device | Sequence[str] | None = None,
+    dtype: str | torch.dtype | None = None,
+    backend: str | None = None,
+) -> ForceField:
+    """Read a force field: a file of this package, or of any version of the sGDML package.
+
+    Parameters
+    ----------
+    path : path
+    device, dtype, backend
+        Where and how it is evaluated; see `ForceField.to`.
+
+    Returns
+    -------
+    ForceField
+
+    Raises
+    ------
+    DeviceError
+        For a device, precision or backend that is not there.
+    FileNotFoundError
+        If there is no such file.
+    FormatError
+        If it is another kind of file, cut short, or of a later version.
+    """
+    force_field = _read(Path(path))
+    if device is dtype is backend is None:
+        return force_field
+    return force_field.to(device, dtype, backend)
+
+
+def _read(path: Path) -> ForceField:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    archive = read_archive(path)
+    if is_sgdml_model(archive):
+        return _from_sgdml(archive)
+    if archive.text("format") != FORMAT:
+        known = ", ".join(sorted(archive)[:8])
+        raise FormatError(f"{path}: this is no force field; the file has the fields {known}")
+    if archive.text("schema") != str(SCHEMA):
+        raise FormatError(f"{path}: written by a later version (schema {archive['schema']}); update gdml")
+    try:
+        return _checked(_from_fields(archive), archive)
+    except (KeyError, ValueError, TypeError) as error:
+        if isinstance(error, FormatError):
+            raise
+        raise FormatError(f"{path}: this force field is damaged ({error})") from error
+
+
+def _group_from_fields(archive: Archive) -> PermutationGroup:
+    if "translations" not in archive:
+        return PermutationGroup(archive["permutations"])
+    return CrystalGroup(
+        archive["translations"],
+        archive["cosets"],
+        spacegroup=archive.text("spacegroup"),
+        symprec=float(archive["symprec"]),
+    )
+
+
+def _from_fields(archive: Archive) -> ForceField:
+    recipe = json.loads(archive.text("recipe"))
+    numbers = archive["numbers"]
+    return ForceField(
+        numbers=numbers,
+        descriptor=from_recipe(recipe["descriptor"], len(numbers)),
+        group=_group_from_fields(archive),
+        kernel=kernel_by_name(recipe["kernel"]["name"])(recipe["kernel"]["length_scale"]),
+        y=archive["references"],
+        c=archive.get("energy_coefficients"),
+        w=archive["force_coefficients"],
+        offset=float(archive["offset"]),
+        details=recipe["details"],
+    )
+
+
+def _checked(force_field: ForceField, archive: Archive) -> ForceField:
+    """The force field, if its parts fit together and are finite."""
+    y, w, c = force_field.y, force_field.w, force_field.c
+    expected = (len(y), force_field.descriptor.size)
+    if y.shape != expected or w.shape != expected or (c is not None and c.shape != expected[:1]):
+        raise FormatError(f"{archive.path}: the shapes of references {y.shape} and coefficients {w.shape} do not fit")
+    if force_field.group.n_atoms != len(force_field.numbers):
+        raise FormatError(f"{archive.path}: the permutations are of {force_field.group.n_atoms} atoms")
+    if not all(np.isfinite(part).all() for part in (y, w, force_field.offset) + (() if c is None else (c,))):
+        raise FormatError(f"{archive.path}: the coefficients contain NaN or infinite values")
+    return force_field
+
+
+def _from_sgdml(archive: Archive) -> ForceField:
+    parts = from_sgdml(archive)
+    kernel = kernel_by_name("matern52")(parts.pop("length_scale"))
+    return _checked(ForceField(descriptor=InverseDistances(len(parts["numbers"])), kernel=kernel, **parts), archive)

@@ -1,0 +1,216 @@
+"""Processes that train together, each with a share of the geometries.
+
+They are those of torch's default process group, where a program has initialised
+one: NCCL moves what is on GPUs, gloo what is not. Without there is one process,
+and nothing here does anything.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from .errors import ProcessError
+from .hardware import parts
+
+T = TypeVar("T")
+PATIENCE = timedelta(hours=2)  # for the others, while one does what only one has to
+
+
+class Team:
+    """This process among those that work together.
+
+    Attributes
+    ----------
+    rank, size : int
+        Its number, from 0, and how many there are.
+    bytes_received : int
+        From other processes, as sums and collections take at least.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1):
+        self.rank, self.size, self.bytes_received = rank, size, 0
+
+    @classmethod
+    def current(cls) -> "Team":
+        """The processes of torch's default group; this one alone where there is none."""
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return cls()
+        return cls(distributed.get_rank(), distributed.get_world_size())
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, t: Tensor) -> Tensor:
+        """The sum over all processes; in the memory of t, if that is contiguous."""
+        if self.size == 1:
+            return t
+        t = t.contiguous()
+        self._together(distributed.all_reduce, t)
+        self.bytes_received += 2 * (self.size - 1) * t.nbytes // self.size
+        return t
+
+    def most(self, count: int) -> int:
+        """The largest of the numbers of all processes."""
+        return max(self.all(count)) if self.size > 1 else count
+
+    def least(self, count: int) -> int:
+        """The smallest of the numbers of all processes."""
+        return min(self.all(count)) if self.size > 1 else count
+
+    def all(self, value: T) -> list[T]:
+        """The values of all processes, of any kind that can be pickled."""
+        found: list = [value] * self.size
+        if self.size > 1:
+            self._together(distributed.all_gather_object, found, value)
+        return found
+
+    def agree(self, decide: Callable[[], T]) -> T:
+        """What the first process decides; an error there is raised everywhere."""
+        if self.size == 1:
+            return decide()
+        outcome: list = [None, None]
+        if self.is_first:
+            try:
+                outcome[0] = decide()
+            except Exception as error:
+                outcome[1] = error
+        self._together(distributed.broadcast_object_list, outcome, src=0, device=torch.device("cpu"))
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    def _together(self, operation: Callable, *arguments, **options) -> None:
+        # All that goes wrong in an operation on sound arguments is that another process is gone.
+        try:
+            operation(*arguments, **options)
+        except RuntimeError as error:
+            raise ProcessError(
+                f"process {self.rank} of {self.size} waited for another that has stopped; see its message. What the "
+                "checkpoint holds is not lost: start again with --resume (resume=True)"
+            ) from error
+
+
+class Shares:
+    """n blocks of rows each, shared out to the processes in order, as equal as can be.
+
+    A tensor that is shared out has on each process the rows of its own blocks.
+
+    Parameters
+    ----------
+    team : Team
+    n : int
+        Blocks in all.
+    unit : int
+        Rows of each.
+
+    Attributes
+    ----------
+    own : slice
+        The rows of this process.
+    """
+
+    def __init__(self, team: Team, n: int, unit: int = 1):
+        self.team, self.n, self.unit = team, n, unit
+        self.slices = [slice(some.start * unit, some.stop * unit) for some in parts(n, team.size)]
+        self.own = self.slices[team.rank]
+
+    def times(self, unit: int) -> "Shares":
+        """The same blocks with other rows."""
+        return Shares(self.team, self.n, unit)
+
+    def sum(self, t: Tensor) -> Tensor:
+        """Of what all processes have, their sum."""
+        return self.team.sum(t)
+
+    def owned(self, rows: Tensor) -> Tensor:
+        """Which of some rows are this process's."""
+        return (rows >= self.own.start) & (rows < self.own.stop)
+
+    def gather(self, t: Tensor) -> Tensor:
+        """The whole of a tensor that is shared out, on each process."""
+        team = self.team
+        if team.size == 1:
+            return t
+        largest = max(some.stop - some.start for some in self.slices)
+        padded = t.new_zeros(largest, *t.shape[1:])
+        padded[: len(t)] = t
+        found = [torch.empty_like(padded) for _ in self.slices]
+        team._together(distributed.all_gather, found, padded)
+        team.bytes_received += (team.size - 1) * padded.nbytes
+        return torch.cat([part[: some.stop - some.start] for part, some in zip(found, self.slices, strict=True)])
+
+    def rows(self, t: Tensor, rows: Tensor) -> Tensor:
+        """Rows of a tensor that is shared out; the same ones on all processes."""
+        if self.team.size == 1:
+            return t[rows]
+        result, owned = t.new_zeros(len(rows), *t.shape[1:]), self.owned(rows)
+        result[owned] = t[rows[owned] - self.own.start]
+        return self.team.sum(result)
+
+    def fetch(self, t: Tensor, rows: Tensor) -> Tensor:
+        """Rows of a tensor that is shared out; on each process the ones that it asks for."""
+        if self.team.size == 1:
+            return t[rows]
+        starts = torch.tensor([some.start for some in self.slices[1:]], device=rows.device)
+        order = torch.argsort(torch.bucketize(rows, starts, right=True), stable=True)
+        asked = torch.bincount(torch.bucketize(rows, starts, right=True), minlength=self.team.size)
+        wanted = self._exchange(torch.ones_like(asked), torch.ones_like(asked), asked)
+        served = self._exchange(asked, wanted, rows[order])
+        found = self._exchange(wanted, asked, t[served - self.own.start])
+        result = torch.empty_like(found)
+        result[order] = found
+        return result
+
+    def _exchange(self, sent: Tensor, received: Tensor, t: Tensor) -> Tensor:
+        """To each process so many rows of t, and from each so many."""
+        sent, received, team = sent.tolist(), received.tolist(), self.team
+        result = t.new_empty(sum(received), *t.shape[1:])
+        team._together(distributed.all_to_all_single, result, t.contiguous(), received, sent)
+        team.bytes_received += (len(result) - received[team.rank]) * t[:1].nbytes
+        return result
+
+    def in_step(self, rows: Tensor, at_once: int) -> Iterator[Tensor]:
+        """Some rows at a time, in equally many parts on all processes, of which the last may be empty."""
+        n_parts = self.team.most(-(-len(rows) // at_once))
+        yield from (rows[k * at_once : (k + 1) * at_once] for k in range(n_parts))
+
+
+@contextmanager
+def started_together() -> Iterator[Team]:
+    """The processes that ``torchrun`` started; this one alone without it.
+
+    Raises
+    ------
+    ProcessError
+        If they do not find each other.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+        yield Team()
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and distributed.is_nccl_available() else "gloo"
+    try:
+        distributed.init_process_group(backend, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise ProcessError(f"the processes of torchrun did not find each other: {error}") from error
+    try:
+        yield Team.current()
+    finally:
+        distributed.destroy_process_group()
+
+
+def is_first() -> bool:
+    """Whether this process is to speak and write for all that ``torchrun`` started; so is one that it did not."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def own_device(device: str | torch.device | None) -> str | torch.device | None:
+    """For "cuda", the GPU of this process among those that ``torchrun`` started on this machine."""
+    if str(device) == "cuda" and "LOCAL_RANK" in os.environ:
+        return f"cuda:{os.environ['LOCAL_RANK']}"
+    return device
