@@ -95,16 +95,40 @@ class Problem:
         return FOURIER * self.order * (20 * self.size / count + 10 * count)
 
     def cg_bytes(self, rank: int) -> int:
-        """8 [ N k + 2 k² + 2 n D L + 3 N r + N L (m + 1) ]: factor, inner matrix, duals, r = 64 columns, neighbours."""
+        """Of each process: 8 [ (N k + 2 n D L + 3 N r + N L (m + 1)) / P + 2 k² + 4 n D + 4 N ].
+
+        Shared out are factor, duals, r = 64 columns, and neighbours; each process has the inner
+        matrix, descriptors, and vectors.
+        """
         duals = 2 * self.n_frames * self.size * self.n_labels
         if self.n_translations > 1:
             duals = min(duals, memory.FOURIER) + memory.FOURIER
         near = self.n_unknowns * self.n_labels * (self.neighbours + 1)
-        return int(8 * (self.n_unknowns * rank + 2 * rank**2 + duals + 192 * self.n_unknowns + near))
+        shared_out = self.n_unknowns * (rank + 192) + duals + near
+        everywhere = 2 * rank**2 + 4 * (self.n_frames * self.size + self.n_unknowns)
+        return int(8 * (shared_out / self.n_processes + everywhere))
+
+    def bytes_received(self, rank: int, iterations: float) -> float:
+        """By each process from the others, for a preconditioner and the iterations with it.
+
+        8 (1 - 1/P) [ a + i b ], with b = n D + 3 N + 2 k for an iteration: coefficients, the
+        vector and its neighbours' parts, and what passes the inner matrix. The preconditioner takes
+        a = N j/64 + 3 k² + 2 j D for j = 1.15 k candidates, in rounds of 64 that all processes have to know the
+        diagonal for, and for neighbours their rows of the factor, twice, and their dual jets:
+        (m + 1) [ 2 N k + (m + 2) D N ] / P.
+        """
+        n, size, members = self.n_unknowns, self.size, self.neighbours + 1
+        candidates = REJECTED * rank
+        building = n * candidates / 64 + 3 * rank**2 + 2 * candidates * size
+        if self.neighbours:
+            building += members * (2 * n * rank + (members + 1) * size * n) / self.n_processes
+        iteration = self.n_frames * size + 3 * n + 2 * rank
+        return 8 * (1 - 1 / self.n_processes) * (building + iterations * iteration)
 
     def largest_rank(self) -> int:
         """What half of the memory holds."""
-        return max(1, min(self.n_unknowns, memory.available_memory(self.device) // (2 * 8 * self.n_unknowns)))
+        budget = memory.available_memory(self.device) * self.n_processes
+        return max(1, min(self.n_unknowns, budget // (2 * 8 * self.n_unknowns)))
 
     def build_operations(self, rank: int) -> float:
         """Of a preconditioner: columns, 3.5 N k², and the rest by neighbours, n [(m + 1) L]² k."""

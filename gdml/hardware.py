@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from .errors import DeviceError
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
+TEMPORARY = 32 * 1024 * 1024 - 64 * 1024  # bytes: just below the largest measure
 RESERVE = 0.9  # of the memory that is free; the rest is left to others
 
 
@@ -93,6 +95,18 @@ def _left_in_control_group(unlimited: int) -> int:
     if not (limit.exists() and used.exists()) or limit.read_text().strip() == "max":
         return unlimited
     return max(0, int(limit.read_text()) - int(used.read_text()))
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Make the C library keep what is freed for what is allocated next, up to 64 MB, rather than return it each time.
+
+    Temporary arrays of a few megabytes come and go thousands of times; where the system
+    has to clear their pages every time, that takes longer than to compute with them. The
+    GNU C library takes the largest block that was freed, up to 32 MB, as the measure of
+    what is temporary (mallopt(3), M_MMAP_THRESHOLD). Others are not harmed.
+    """
+    torch.empty(TEMPORARY, dtype=torch.uint8)
 
 
 def in_tiles(n: int, step: int, work: Callable[[slice], None]) -> None:

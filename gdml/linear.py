@@ -77,8 +77,8 @@ class LinearOperator(ABC):
         """The blocks (n/L, L, L) on the diagonal, without the noise."""
 
     @abstractmethod
-    def distances(self) -> Tensor:
-        """How far blocks are from all blocks (n/L, n/L): the smaller, the more alike they are."""
+    def distances(self, blocks: Tensor) -> Tensor:
+        """How far own blocks (b,), by their numbers, are from all (b, n/L): the smaller, the more alike they are."""
 
     def to_dense(self) -> Tensor:
         """The matrix (n, n), for tests and small systems."""
@@ -137,7 +137,7 @@ class DenseOperator(LinearOperator):
     def diagonal_blocks(self) -> Tensor:
         return self._in_blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
 
-    def distances(self) -> Tensor:
+    def distances(self, blocks: Tensor) -> Tensor:
         size = self.matrix.diagonal().sqrt()
         correlation = (self.matrix / size / size[:, None]).view_as(self._in_blocks)
-        return 1.0 - correlation.square().mean((1, 3)).sqrt()
+        return 1.0 - correlation[blocks].square().mean((1, 3)).sqrt()

@@ -258,9 +258,9 @@ class TrainingOperator(LinearOperator):
             result[some] = jets.pairs(jets.x[i], labels.c, labels.duals(i), j, labels.c, labels.duals(j))
         return result
 
-    def distances(self) -> Tensor:
-        """The smallest distance of descriptors under the group, (n, n)."""
-        return self.contraction.smallest_distances(self.labels.features.x)
+    def distances(self, blocks: Tensor) -> Tensor:
+        """The smallest distance of descriptors under the group, (b, n)."""
+        return self.contraction.smallest_distances(self.contraction.x[blocks])
 
     def to_dense(self, progress: Callable[[int, int], None] | None = None) -> Tensor:
         """The matrix; only its lower triangle is filled."""

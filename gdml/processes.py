@@ -57,18 +57,15 @@ class Team:
 
     def most(self, count: int) -> int:
         """The largest of the numbers of all processes."""
-        return max(self.all(count)) if self.size > 1 else count
+        if self.size == 1:
+            return count
+        largest = torch.tensor(count)
+        self._together(distributed.all_reduce, largest, op=distributed.ReduceOp.MAX)
+        return int(largest)
 
     def least(self, count: int) -> int:
         """The smallest of the numbers of all processes."""
-        return min(self.all(count)) if self.size > 1 else count
-
-    def all(self, value: T) -> list[T]:
-        """The values of all processes, of any kind that can be pickled."""
-        found: list = [value] * self.size
-        if self.size > 1:
-            self._together(distributed.all_gather_object, found, value)
-        return found
+        return -self.most(-count)
 
     def agree(self, decide: Callable[[], T]) -> T:
         """What the first process decides; an error there is raised everywhere."""
@@ -155,24 +152,35 @@ class Shares:
 
     def fetch(self, t: Tensor, rows: Tensor) -> Tensor:
         """Rows of a tensor that is shared out; on each process the ones that it asks for."""
-        if self.team.size == 1:
-            return t[rows]
-        starts = torch.tensor([some.start for some in self.slices[1:]], device=rows.device)
-        order = torch.argsort(torch.bucketize(rows, starts, right=True), stable=True)
-        asked = torch.bincount(torch.bucketize(rows, starts, right=True), minlength=self.team.size)
-        wanted = self._exchange(torch.ones_like(asked), torch.ones_like(asked), asked)
-        served = self._exchange(asked, wanted, rows[order])
-        found = self._exchange(wanted, asked, t[served - self.own.start])
-        result = torch.empty_like(found)
-        result[order] = found
-        return result
+        return self.route(rows)(t)
 
-    def _exchange(self, sent: Tensor, received: Tensor, t: Tensor) -> Tensor:
+    def route(self, rows: Tensor) -> Callable[[Tensor], Tensor]:
+        """How to fetch some rows of any tensor that is shared out."""
+        if self.team.size == 1:
+            return lambda t: t[rows]
+        different, place = rows.unique(return_inverse=True)  # in order, and so by owners
+        stops = torch.tensor([0, *(some.stop for some in self.slices)], device=rows.device)
+        ends = torch.searchsorted(different, stops)
+        first, last = ends[self.team.rank : self.team.rank + 2].tolist()
+        asked = ends.diff()
+        asked[self.team.rank] = 0
+        one_each = [1] * self.team.size
+        wanted = self._exchange(one_each, one_each, asked).tolist()
+        asked = asked.tolist()
+        served = self._exchange(asked, wanted, torch.cat([different[:first], different[last:]])) - self.own.start
+        own = different[first:last] - self.own.start
+
+        def fetch(t: Tensor) -> Tensor:
+            found = self._exchange(wanted, asked, t[served])
+            return torch.cat([found[:first], t[own], found[first:]])[place]
+
+        return fetch
+
+    def _exchange(self, sent: list[int], received: list[int], t: Tensor) -> Tensor:
         """To each process so many rows of t, and from each so many."""
-        sent, received, team = sent.tolist(), received.tolist(), self.team
         result = t.new_empty(sum(received), *t.shape[1:])
-        team._together(distributed.all_to_all_single, result, t.contiguous(), received, sent)
-        team.bytes_received += (len(result) - received[team.rank]) * t[:1].nbytes
+        self.team._together(distributed.all_to_all_single, result, t.contiguous(), received, sent)
+        self.team.bytes_received += result.nbytes
         return result
 
     def in_step(self, rows: Tensor, at_once: int) -> Iterator[Tensor]:

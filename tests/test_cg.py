@@ -101,7 +101,7 @@ def test_all_neighbours_make_it_exact(block_size, tile, monkeypatch):
 def test_neighbours_see_the_nearest_before():
     distances = (torch.arange(6.0)[:, None] - torch.arange(6.0)).abs()
     order = torch.tensor([5, 0, 3, 4, 1, 2])
-    sets, valid = neighbours._nearest_before(distances, Shares(Team(), len(order)), order, 2)
+    sets, valid = neighbours._nearest_before(distances.__getitem__, Shares(Team(), len(order)), order, 2)
     found = {int(s[-1]): sorted(s[:-1][v[:-1]].tolist()) for s, v in zip(sets, valid)}
     assert found == {5: [], 0: [5], 3: [0, 5], 4: [3, 5], 1: [0, 3], 2: [1, 3]}
 

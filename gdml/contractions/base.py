@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..hardware import keep_freed_memory
 from ..kernels import RadialKernel
 from ..symmetry import Action
 
@@ -44,6 +45,7 @@ class Contraction(ABC):
     """
 
     def __init__(self, kernel: RadialKernel, y: Tensor, action: Action, dtype: torch.dtype = torch.float64):
+        keep_freed_memory()
         self.kernel, self.dtype = kernel, dtype
         self.order, self.size = action.order, action.size
         self.n_translations = 1  # that are made use of

@@ -147,7 +147,7 @@ class LatticeContraction(Contraction):
         c = None if c is None else c.to(self.dtype)
         duals = torch.cat([self.y_hat, self.transform.of(w)], 2)
         constants = torch.cat([(self.y * self.y).sum(1), (w * self.y).sum(1)])
-        step = tile(w.device, TILE, ARRAYS) // (self.order * len(w))
+        step = tile(w.device, TILE, ARRAYS) // (self.order * len(w) + self.n_cosets * self.size)
 
         def evaluate(x: Tensor) -> Jet:
             e, g = x.new_empty(len(x)), torch.empty_like(x)
@@ -188,7 +188,7 @@ class LatticeContraction(Contraction):
             squared = (part * part).sum(1)[:, None] + (self.y * self.y).sum(1) - 2.0 * products
             result[some] = squared.clamp_(min=0.0).sqrt_()
 
-        in_tiles(len(x), tile(x.device, TILE, ARRAYS) // (self.order * len(self.y)), work)
+        in_tiles(len(x), tile(x.device, TILE, ARRAYS) // (self.order * len(self.y) + self.n_cosets * self.size), work)
         return result
 
     def columns_at_once(self, m: int) -> int:

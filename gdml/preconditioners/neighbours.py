@@ -1,6 +1,6 @@
 """What a low-rank factor leaves out, by geometries and their nearest neighbours."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -74,20 +74,17 @@ class Neighbours:
         self.size, self.blocks, self.unknowns = operator.block_size, operator.shares, operator.unknowns
         n_blocks = self.blocks.n
         order = torch.randperm(n_blocks, generator=generator).to(factor.device)
-        self.sets, self.valid = _nearest_before(operator.distances(), self.blocks, order, min(count, n_blocks - 1))
-        # Last first, so that `whiten_` finds what comes before untouched.
-        self.order = order.flip(0)
-        width = self.sets.shape[1] * self.size
-        step = max(1, tile(factor.device, TILE, ARRAYS) // (width * (width + factor.shape[1])))
-        self.step = self.blocks.team.least(step) * self.blocks.team.size
+        self.sets, self.valid = _nearest_before(operator.distances, self.blocks, order, min(count, n_blocks - 1))
+        members, width = self.sets.shape[1], self.sets.shape[1] * self.size
         self.weights = factor.new_empty(len(self.sets), width, self.size)
-        for some in self._in_turn():
+        step = max(1, tile(factor.device, TILE, ARRAYS) // (width * (width + factor.shape[1])))
+        if self.blocks.team.size > 1:
+            # Rows of the factor that belong to others take as much memory as its own: the fewer
+            # steps, the fewer rows have to come twice.
+            step = max(step, -(-self.blocks.n // self.blocks.team.size) // members)
+        own = torch.arange(len(self.sets), device=factor.device)
+        for some in self.blocks.in_step(own, self.blocks.team.least(step)):
             self.weights[some] = self._solve(operator, factor, ridge, some)
-
-    def _in_turn(self) -> Iterator[Tensor]:
-        """Own blocks, counted from the first of them, a few at a time; all processes go through all blocks in step."""
-        for some in self.order.split(self.step):
-            yield some[self.blocks.owned(some)] - self.blocks.own.start
 
     def _solve(self, operator: LinearOperator, factor: Tensor, ridge: Tensor, some: Tensor) -> Tensor:
         """W's column blocks for some of the blocks, (b, width, L)."""
@@ -96,7 +93,8 @@ class Neighbours:
         valid = self.valid[some].repeat_interleave(size, 1)
         rest = _symmetric_blocks(operator, sets)
         rest.diagonal(dim1=1, dim2=2).add_(operator.noise)
-        rows = self._rows(factor, sets)
+        rows = self.blocks.fetch(factor.view(-1, size, factor.shape[1]), sets.flatten())
+        rows = rows.reshape(b, members * size, factor.shape[1])
         rest.baddbmm_(rows, rows.mT, alpha=-1)
         # Those that do not exist are left out: no coupling, and no right-hand side.
         rest *= valid[:, :, None] & valid[:, None, :]
@@ -105,11 +103,6 @@ class Neighbours:
         last[-size:].diagonal(dim1=0, dim2=1).fill_(1.0)
         return torch.linalg.solve_triangular(_cholesky(rest, ridge.repeat(members)).mT, last, upper=True)
 
-    def _rows(self, t: Tensor, sets: Tensor) -> Tensor:
-        """The rows of t (n, m) of sets of blocks (b, members), (b, members L, m)."""
-        found = self.blocks.fetch(t.view(-1, self.size, t.shape[1]), sets.flatten())
-        return found.reshape(len(sets), self.weights.shape[1], t.shape[1])
-
     def whiten(self, r: Tensor) -> Tensor:
         """Wᵀ r for r (n, m)."""
         rows = self.unknowns.gather(r).view(-1, self.size, r.shape[1])[self.sets].flatten(1, 2)
@@ -117,9 +110,10 @@ class Neighbours:
 
     def whiten_(self, factor: Tensor) -> None:
         """Wᵀ F for F (n, k), in its memory."""
-        blocks = factor.view(-1, self.size, factor.shape[1])
-        for some in self._in_turn():
-            blocks[some] = self.weights[some].mT @ self._rows(factor, self.sets[some])
+        blocks, fetch = factor.view(-1, self.size, factor.shape[1]), self.blocks.route(self.sets.flatten())
+        at_once = max(1, tile(factor.device, TILE, ARRAYS) // self.weights[..., 0].numel())
+        for columns in blocks.split(self.blocks.team.least(at_once), 2):
+            columns.copy_(self.weights.mT @ fetch(columns).reshape(*self.weights.shape[:2], columns.shape[2]))
 
     def unwhiten(self, z: Tensor) -> Tensor:
         """W z for z (n, m)."""
@@ -129,15 +123,22 @@ class Neighbours:
         return self.blocks.sum(result)[self.blocks.own].view_as(z)
 
 
-def _nearest_before(distances: Tensor, blocks: Shares, order: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _nearest_before(
+    distances: Callable[[Tensor], Tensor], blocks: Shares, order: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
     """For each own block the nearest before it in the order and itself, (m, count + 1), and which of them exist."""
     position = torch.argsort(order)
-    later = position[None, :] >= position[blocks.own, None]
-    near = distances.masked_fill(later, float("inf")).topk(count, largest=False)
     own = torch.arange(blocks.own.start, blocks.own.stop, device=order.device)
-    sets = torch.cat([near.indices, own[:, None]], 1)
-    valid = torch.cat([near.values.isfinite(), torch.ones_like(sets[:, :1], dtype=torch.bool)], 1)
-    return sets, valid
+    nearest, exist = [own[:, None]], [torch.ones_like(own[:, None], dtype=torch.bool)]
+    if count:
+        parts = own.split(max(1, tile(order.device, TILE, ARRAYS) // blocks.n))
+        near = [
+            distances(some).masked_fill(position >= position[some, None], float("inf")).topk(count, largest=False)
+            for some in parts
+        ]
+        nearest.insert(0, torch.cat([found.indices for found in near]))
+        exist.insert(0, torch.cat([found.values.isfinite() for found in near]))
+    return torch.cat(nearest, 1), torch.cat(exist, 1)
 
 
 def _symmetric_blocks(operator: LinearOperator, sets: Tensor) -> Tensor:

@@ -148,24 +148,27 @@ def cg(
     size = torch.where(size > 0, size, torch.ones_like(size))
     max_iter = 10 * operator.shape[0] if max_iter is None else max_iter
     state = State.at(operator, b) if start is None else start
+    norm = operator.norm(state.r)
     if not state.residuals:
-        state.residuals.append(_largest(operator, state.r, size))
+        state.residuals.append(float((norm / size).max()))
 
     def ended(converged: bool, reason: str) -> Solution:
         return Solution(state.x, converged, state.n_iter, state.residuals, reason)
 
     while True:
-        if _is_below(operator, state.r, target):
+        if bool((norm <= target).all()):
             if not state.fresh:
                 state.r, state.fresh, state.p = b - operator.matmul(state.x), True, None
-            if _is_below(operator, state.r, target):
+                norm = operator.norm(state.r)
+            if bool((norm <= target).all()):
                 return ended(True, "converged")
         if state.n_iter >= max_iter:
             return ended(False, f"{max_iter} iterations left the residual at {state.residuals[-1]:.2g}")
         if stalled(state.residuals):
             return ended(False, _explain_stall(state.residuals))
         _step(operator, b, preconditioner, state)
-        state.residuals.append(_largest(operator, state.r, size))
+        norm = operator.norm(state.r)
+        state.residuals.append(float((norm / size).max()))
         if callback and callback(state):
             return ended(True, "ended by the callback")
 
@@ -188,14 +191,6 @@ def _step(operator: LinearOperator, b: Tensor, preconditioner: Preconditioner | 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:
     """a / b, and a where b is zero: that of a right-hand side that is solved already."""
     return a / torch.where(b > 0, b, torch.ones_like(b))
-
-
-def _largest(operator: LinearOperator, r: Tensor, size: Tensor) -> float:
-    return float((operator.norm(r) / size).max())
-
-
-def _is_below(operator: LinearOperator, r: Tensor, target: Tensor) -> bool:
-    return bool((operator.norm(r) <= target).all())
 
 
 def stalled(residuals: list[float]) -> bool:
