@@ -297,6 +297,105 @@ def path_integrals_crystal(result: dict) -> list[list[str]]:
     return rows
 
 
+def _kinds(result: dict) -> list[tuple[str, dict]]:
+    """Results of each kind of device that has some, by its name."""
+    kinds = ((kind, result[kind]) for kind in ("cpu", "cuda"))
+    return [(case.get("name", kind), case) for kind, case in kinds if "missing" not in case]
+
+
+def _missing(result: dict, part: str) -> list[list[str]]:
+    """A row for a GPU without results of a part."""
+    return [] if part in result["cuda"] else [["GPU", "missing"]]
+
+
+def gpu_backends(result: dict) -> list[list[str]]:
+    rows = [["Device", "D", "n", "GEMM", "KeOps", "KeOps / GEMM", "in float32"]]
+    for name, case in _kinds(result):
+        for row in case.get("backends", []):
+            gemm, keops = row["gemm_float64_ms"], row["keops_float64_ms"]
+            single = row["keops_float32_ms"] / row["gemm_float32_ms"]
+            cells = [f"{gemm:.0f} ms", f"{keops:.0f} ms", f"{keops / gemm:.2g}", f"{single:.2g}"]
+            rows.append([name, str(row["size"]), str(row["n"]), *cells])
+    return _even(rows + _missing(result, "backends"))
+
+
+def gpu_precision(result: dict) -> list[list[str]]:
+    rows = [["Device", "Molecule", "Noise", "Force error, RMS (meV/Å)", "of single precision", "times faster"]]
+    for name, case in _kinds(result):
+        for row in case.get("precision", []):
+            cells = [f"{row['rmse_meV_A']:.1f}", f"{row['float32_meV_A']:.2g}", f"{row['times_faster']:.2f}"]
+            rows.append([name, row["molecule"], f"{row['noise']:.0e}", *cells])
+    return _even(rows + _missing(result, "precision"))
+
+
+def gpu_batches(result: dict) -> list[list[str]]:
+    rows = [["Device", "Molecule", "Geometries", "float64", "of GEMM's rate", "float32", "sGDML's torch module"]]
+    for name, case in _kinds(result):
+        for row in case.get("batches", []):
+            theirs = row["sgdml_torch_ms"]
+            cells = [f"{row['float64_ms']:.2f} ms", f"{100 * row['float64_of_gemm_rate']:.0f} %"]
+            cells += [f"{row['float32_ms']:.2f} ms", theirs if isinstance(theirs, str) else f"{theirs:.2f} ms"]
+            rows.append([name, row["molecule"], str(row["geometries"]), *cells])
+    return _even(rows + _missing(result, "batches"))
+
+
+def gpu_runs(result: dict) -> list[list[str]]:
+    rows = [["Device", "Molecule", "Training (s)", "of GEMM's rate", "MD (steps/s)", "PIMD, 32 beads (steps/s)"]]
+    for name, case in _kinds(result):
+        for training, run in zip(case.get("training", []), case.get("dynamics", [])):
+            share = training.get("products_of_gemm_rate")
+            cells = [f"{training['seconds']:.1f}", "" if share is None else f"{100 * share:.0f} %"]
+            cells += [f"{run['md_steps_s']:.0f}", f"{run['pimd_steps_s']:.0f}"]
+            rows.append([name, training["molecule"], *cells])
+    return _even(rows + _missing(result, "training"))
+
+
+def gpu_crystal(result: dict) -> list[list[str]]:
+    head = ["Device", "Training, n = 20 (s)", "One geometry", "Each of 26"]
+    rows = [[*head, "One, by products", "Each of 26, by products"]]
+    for name, case in _kinds(result):
+        if "crystal" in case:
+            row = case["crystal"]
+            names = ("lattice_one_ms", "lattice_batch_ms", "gemm_one_ms", "gemm_batch_ms")
+            rows.append([name, f"{row['training_s']:.1f}", *(f"{row[key]:.1f} ms" for key in names)])
+    return _even(rows + _missing(result, "crystal"))
+
+
+def _even(rows: list[list[str]]) -> list[list[str]]:
+    """Rows with as many cells as the head."""
+    return [row + [""] * (len(rows[0]) - len(row)) for row in rows]
+
+
+def processes_training(result: dict) -> list[list[str]]:
+    head = ["Training", "n", "One (s)", "Two (s)", "Efficiency", "Iterations", "Difference of α"]
+    rows = [[*head, "Memory of each: one, two; model (GB)", "Received; model (MB)"]]
+    for row in result["training"]:
+        memory, model = ([f"{value:.2f}" for value in row[name]] for name in ("peak_GB", "predicted_GB"))
+        rows.append(
+            [
+                row["case"],
+                str(row["n_train"]),
+                f"{row['one_s']:.1f}",
+                f"{row['two_s']:.1f}",
+                f"{row['efficiency']:.2f}",
+                ", ".join(map(str, row["iterations"])),
+                f"{row['largest_difference']:.0e}",
+                f"{', '.join(memory)}; {', '.join(model)}",
+                f"{row['received_MB']:.0f}; {row['predicted_MB']:.0f}",
+            ]
+        )
+    return rows
+
+
+def processes_large(result: dict) -> list[list[str]]:
+    head = ["Training", "Unknowns", "Rank", "Processes"]
+    rows = [[*head, "Memory of each (GB)", "Received by each (GB)", "Operations of each"]]
+    for row in result["large"]:
+        cells = [f"{row['GB_each']:.0f}", f"{row['received_GB_each']:.0f}", f"{row['Pflop_each']:.2g} · 10¹⁵"]
+        rows.append([row["case"], str(row["unknowns"]), str(row["rank"]), str(row["processes"]), *cells])
+    return rows
+
+
 def _times(factor: float) -> str:
     return f"{factor:.1f} ×" if factor < 10 else f"{factor:.0f} ×"
 
@@ -322,6 +421,13 @@ TABLES = {
     "path_integrals_averages": (path_integrals_averages, "path_integrals"),
     "path_integrals_ethanol": (path_integrals_ethanol, "path_integrals"),
     "path_integrals_crystal": (path_integrals_crystal, "path_integrals"),
+    "gpu_backends": (gpu_backends, "gpu"),
+    "gpu_precision": (gpu_precision, "gpu"),
+    "gpu_batches": (gpu_batches, "gpu"),
+    "gpu_runs": (gpu_runs, "gpu"),
+    "gpu_crystal": (gpu_crystal, "gpu"),
+    "processes_training": (processes_training, "processes"),
+    "processes_large": (processes_large, "processes"),
 }
 
 

@@ -114,14 +114,15 @@ class Problem:
         8 (1 - 1/P) [ a + i b ], with b = n D + 3 N + 2 k for an iteration: coefficients, the
         vector and its neighbours' parts, and what passes the inner matrix. The preconditioner takes
         a = N j/64 + 3 k² + 2 j D for j = 1.15 k candidates, in rounds of 64 that all processes have to know the
-        diagonal for, and for neighbours their rows of the factor, twice, and their dual jets:
-        (m + 1) [ 2 N k + (m + 2) D N ] / P.
+        diagonal for, and for neighbours their rows of the factor, twice, and their dual jets, as far as
+        different ones are asked for: 2 N k min(1, (m + 1)/P) + (m + 1) (m + 2) N D / P.
         """
         n, size, members = self.n_unknowns, self.size, self.neighbours + 1
         candidates = REJECTED * rank
         building = n * candidates / 64 + 3 * rank**2 + 2 * candidates * size
         if self.neighbours:
-            building += members * (2 * n * rank + (members + 1) * size * n) / self.n_processes
+            building += 2 * n * rank * min(1.0, members / self.n_processes)
+            building += members * (members + 1) * n * size / self.n_processes
         iteration = self.n_frames * size + 3 * n + 2 * rank
         return 8 * (1 - 1 / self.n_processes) * (building + iterations * iteration)
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..linear import LinearOperator
-from .nystrom import factor_of_columns
+from .nystrom import factor_of_columns, squared_rows
 
 
 def leverage(operator: LinearOperator, rank: int, generator: torch.Generator) -> Tensor:
@@ -22,7 +22,7 @@ def leverage(operator: LinearOperator, rank: int, generator: torch.Generator) ->
     columns = operator.columns(first)
     shares = operator.unknowns
     factor = factor_of_columns(columns, shares.rows(columns, first))
-    missed = operator.diagonal() - (factor * factor).sum(1)
+    missed = operator.diagonal() - squared_rows(factor)
     inner = shares.sum(factor.mT @ factor)
     inner.diagonal().add_((shares.sum(missed.sum()) / n).clamp(min=1e-300))
     half = torch.linalg.solve_triangular(torch.linalg.cholesky(inner), factor.mT, upper=False)

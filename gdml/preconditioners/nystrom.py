@@ -54,7 +54,7 @@ class NystromPreconditioner:
         generator: torch.Generator | None = None,
     ):
         diagonal, self.shares = operator.diagonal(), operator.unknowns
-        mean, missed = self._mean(diagonal), diagonal - (factor * factor).sum(1)
+        mean, missed = self._mean(diagonal), diagonal - squared_rows(factor)
         # If F describes all of A to rounding, rounding is what is left.
         floor = float(mean.mean()) * torch.finfo(diagonal.dtype).eps
         missed = self._mean(missed)
@@ -88,6 +88,11 @@ class NystromPreconditioner:
         white = self.rest.whiten(r if r.ndim == 2 else r[:, None])
         inner = self.inverse.mT @ (self.inverse @ self.shares.sum(self.factor.mT @ white))
         return self.rest.unwhiten(white.addmm_(self.factor, inner, alpha=-1)).view_as(r)
+
+
+def squared_rows(factor: Tensor) -> Tensor:
+    """The sum of squares of each row, without another array of this size."""
+    return torch.linalg.vector_norm(factor, dim=1).square_()
 
 
 def _gram(factor: Tensor, block: int = 512) -> Tensor:

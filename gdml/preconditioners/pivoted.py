@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..linear import LinearOperator
+from .nystrom import squared_rows
 
 ROUND = 64  # candidates of one round: more of them reject each other, fewer make small matrix products
 GREEDY = 0.5  # a candidate is taken while this much of it is left by the others of its round
@@ -32,8 +33,8 @@ class Begun:
 def begin(operator: LinearOperator, rank: int, seed: int = 0) -> Begun:
     """The first columns of `rpcholesky`, to see how fast the matrix is described."""
     factor = rpcholesky(operator, rank, torch.Generator().manual_seed(seed))
-    missing = operator.diagonal() - operator.noise - factor.square().sum(1)
-    late = factor[:, factor.shape[1] // 2 :].square().sum(1)
+    missing = operator.diagonal() - operator.noise - squared_rows(factor)
+    late = squared_rows(factor[:, factor.shape[1] // 2 :])
     gather = operator.unknowns.gather
     return Begun(factor, gather(missing.clamp_(min=0.0)), gather(late))
 
@@ -103,7 +104,7 @@ def _pivoted(
         fresh = torch.linalg.solve_triangular(triangle.mT, columns[:, accepted], upper=True, left=False)
         factor[:, done : done + len(accepted)] = fresh
         done += len(accepted)
-        missing -= shares.gather((fresh * fresh).sum(1))
+        missing -= shares.gather(squared_rows(fresh))
         missing[pivots[accepted]] = 0.0
     return factor[:, :done]
 
