@@ -14,6 +14,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from . import plots
 from ._version import __version__
@@ -21,7 +22,7 @@ from .cli_dynamics import add_ipi, add_md, add_pimd
 from .cli_options import add_hardware, natural
 from .data import ethanol
 from .dataset import Dataset, read, read_structure
-from .errors import INTERRUPTED, DataError, FormatError, GDMLError, GDMLWarning, OutputError
+from .errors import INTERRUPTED, DataError, FitError, FormatError, GDMLError, GDMLWarning, OutputError
 from .force_field import ForceField
 from .metrics import Metrics, compare, evaluate, predict
 from .models import load
@@ -30,6 +31,8 @@ from .preconditioners import FACTORS
 from .processes import is_first, started_together
 from .sgdml_models import is_sgdml_model
 from .training import fit
+
+JUDGED = 20  # geometries on which the error of single precision is measured
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,6 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except GDMLError as error:
         return _fail(error, error.exit_code)
+    except torch.OutOfMemoryError as error:
+        message = "a device has not the memory for this; use the CPU, several processes, or fewer geometries"
+        return _fail(f"{message} ({error})", FitError.exit_code)
     except FileNotFoundError as error:
         return _fail(error, DataError.exit_code)
     except OSError as error:
@@ -106,6 +112,7 @@ def _train(options: argparse.Namespace) -> None:
     force_field.save(options.output)
     checkpoint.unlink(missing_ok=True)
     print(f"{options.output}: {_describe(force_field)}; trained in {seconds:.1f} s{_account(force_field)}")
+    _tell_precision(force_field, training)
     if validation is not None:
         prediction = predict(force_field, validation)
         print(f"validation: {compare(prediction, validation, force_field.energies_are_relative)}")
@@ -156,6 +163,8 @@ def test(options: argparse.Namespace) -> None:
     prediction = predict(force_field, dataset)
     metrics = compare(prediction, dataset, force_field.energies_are_relative)
     print(json.dumps(metrics.to_dict()) if options.json else metrics)
+    if not options.json:
+        _tell_precision(force_field, dataset)
     if options.plot:
         plots.plot_parity(prediction, dataset, options.plot, relative=force_field.energies_are_relative)
 
@@ -223,6 +232,14 @@ def _account(force_field: ForceField) -> str:
     if solver["name"] == "cholesky":
         return " in closed form"
     return f" by conjugate gradients ({solver['iterations']} iterations, rank {solver['rank']}; {solver['why']})"
+
+
+def _tell_precision(force_field: ForceField, dataset: Dataset) -> None:
+    """Say what single precision costs on some of the geometries."""
+    if force_field.dtype != "float64":
+        some = dataset[dataset.sample(min(len(dataset), JUDGED))]
+        error = force_field.precision_error(some.positions, some.periodic_cell)
+        print(f"{force_field.dtype} changes forces by {1e3 * error:.2g} meV/Å (root mean square)")
 
 
 def _is_model(path: Path) -> bool:
@@ -311,7 +328,7 @@ def _add_test(commands, data) -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON (eV, Å)")
-    add_hardware(parser)
+    add_hardware(parser, several=True)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="parity plot")
 
 

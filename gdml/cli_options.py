@@ -14,8 +14,9 @@ def natural(text: str) -> int:
     return value
 
 
-def add_hardware(parser: argparse.ArgumentParser) -> None:
+def add_hardware(parser: argparse.ArgumentParser, several: bool = False) -> None:
     """Where, in which precision and how sums over training geometries are computed."""
-    parser.add_argument("--device", metavar="NAME", help="cpu (default), cuda, cuda:1, ...")
+    more = "; of several, with commas, each takes a part" if several else ""
+    parser.add_argument("--device", metavar="NAME", help=f"cpu (default), cuda, cuda:1, ...{more}")
     parser.add_argument("--dtype", choices=tuple(PRECISIONS), help="of the sums of predictions (float64)")
     parser.add_argument("--backend", choices=("auto", *BACKENDS), default="auto", help="how they are computed (auto)")

@@ -19,7 +19,7 @@ from .contractions import check_backend, contraction
 from .descriptors import InverseDistances, PairDescriptor, PairFeatures, SideBySide
 from .errors import DataError, ModelMismatchError
 from .geometry import pair_distances, pair_indices
-from .hardware import check_devices, check_precision, parts
+from .hardware import check_devices, check_precision, in_tiles, memory_explained, parts
 from .kernels import RadialKernel
 from .npz import write_archive
 from .sgdml_models import to_sgdml
@@ -183,7 +183,7 @@ class ForceField:
     @cached_property
     def _copies(self) -> list["ForceField"]:
         """One for each of the devices."""
-        return [replace(self, devices=(device,)) for device in self.devices]
+        return [replace(self, devices=(device,)) if k else self for k, device in enumerate(self.devices)]
 
     @property
     def is_periodic(self) -> bool:
@@ -229,7 +229,7 @@ class ForceField:
         """
         given = self._checked(positions, cell, stress)
         batch = given.reshape(-1, *given.shape[-2:])
-        cell = None if cell is None else np.asarray(cell, dtype=float)
+        cell = None if cell is None else _array(cell)
         energy, forces, pressure = (part.to(given.device) for part in self._shared_out(batch, cell, stress))
         if not bool((energy + forces.sum((1, 2))).isfinite().all()):
             raise DataError(self._name_wrong(batch, energy, forces))
@@ -246,6 +246,7 @@ class ForceField:
         """The prediction for a batch by all devices, each with a part of it."""
         if len(self.devices) == 1 or len(batch) < 2:
             return self._in_turn(batch, cell, stress)
+        _ = [one._jets for one in self._copies]  # made here, not by several threads at once
         shares = [some for some in parts(len(batch), len(self.devices)) if some.start < some.stop]
 
         def predict(one: ForceField, some: slice) -> tuple[Tensor, ...]:
@@ -258,8 +259,17 @@ class ForceField:
 
     def _in_turn(self, batch: Tensor, cell: np.ndarray | None, stress: bool) -> tuple[Tensor, Tensor, Tensor]:
         """The prediction on the first device, for so many geometries at a time that their descriptors fit."""
-        found = [self._predict(*part, stress) for part in zip(batch.split(MAX_FRAMES), self._cells(cell, len(batch)))]
-        return found[0] if len(found) == 1 else tuple(torch.cat(part) for part in zip(*found, strict=True))
+        found = {}
+
+        def work(some: slice) -> None:
+            own = cell if cell is None or cell.ndim == 2 else cell[some]
+            found[some.start] = self._predict(batch[some], own, stress)
+
+        with memory_explained(self.device, "predict on another device, or on the CPU"):
+            in_tiles(len(batch), MAX_FRAMES, work)
+        if len(found) == 1:
+            return found[0]
+        return tuple(torch.cat(part) for part in zip(*(found[start] for start in sorted(found)), strict=True))
 
     def judged(
         self, positions: ArrayLike, cell: ArrayLike | None = None, stress: bool = False
@@ -285,8 +295,9 @@ class ForceField:
             Geometries like those to be predicted; a few are enough.
         cell : (3, 3) or (M, 3, 3) array, Å, optional
         """
-        difference = self.predict(positions, cell).forces - self.to(dtype="float64").predict(positions, cell).forces
-        return float(np.sqrt(np.mean(np.square(difference))))
+        both = (one.predict(positions, cell).forces for one in (self, self.to(dtype="float64")))
+        single, double = (torch.as_tensor(forces) for forces in both)
+        return float((single - double).square().mean().sqrt())
 
     def _checked(self, positions: ArrayLike, cell: ArrayLike | None, stress: bool) -> Tensor:
         """Positions as a tensor, if they are what this force field can take."""
@@ -299,14 +310,13 @@ class ForceField:
                 f"positions must have the shape ({n_atoms}, 3) or (M, {n_atoms}, 3) for {self.formula}, "
                 f"not {tuple(given.shape)}"
             )
+        n_frames = len(given) if given.ndim == 3 else 1
+        if not n_frames:
+            raise DataError("there is no geometry to predict for: positions have the shape (0, N, 3)")
+        shape = np.shape(cell)
+        if cell is not None and shape not in ((3, 3), (n_frames, 3, 3)):
+            raise DataError(f"{n_frames} geometries need one cell (3, 3), or ({n_frames}, 3, 3); not {shape}")
         return given
-
-    def _cells(self, cell: np.ndarray | None, n_frames: int) -> list[np.ndarray | None]:
-        """The cells of each part of a batch: one for all, or one for each geometry."""
-        n_parts = -(-n_frames // MAX_FRAMES)
-        if cell is None or cell.ndim == 2:
-            return [cell] * n_parts
-        return [cell[start : start + MAX_FRAMES] for start in range(0, n_frames, MAX_FRAMES)]
 
     def _name_wrong(self, batch: Tensor, energy: Tensor, forces: Tensor) -> str:
         """Why the prediction for some geometry of a batch is not finite."""
@@ -475,10 +485,14 @@ class ForceField:
 
 
 def _tensor(positions: ArrayLike) -> Tensor:
-    """Positions as a tensor in double precision; arrays are copied, tensors are not."""
+    """Positions as a tensor in double precision, without a graph; arrays are copied, tensors are not."""
     if isinstance(positions, Tensor):
-        return positions.to(torch.float64)
+        return positions.detach().to(torch.float64)
     return torch.tensor(np.asarray(positions, dtype=float))
+
+
+def _array(cell: ArrayLike | Tensor) -> np.ndarray:
+    return np.asarray(cell.detach().cpu() if isinstance(cell, Tensor) else cell, dtype=float)
 
 
 def _group_fields(group: PermutationGroup) -> dict[str, object]:

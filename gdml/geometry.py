@@ -110,7 +110,7 @@ class Lattice:
         """
         basis, rivals = difference.new_tensor(self.basis), difference.new_tensor(self.rivals)
         flat = difference.detach().reshape(-1, 3)
-        shifts = -(flat @ torch.linalg.pinv(basis)).round_() @ basis
+        shifts = -(flat @ difference.new_tensor(np.linalg.pinv(self.basis))).round_() @ basis
         if len(rivals) > 1:
             squares = (rivals * rivals).sum(1)
             parts = (flat + shifts).split(max(1, NUMBERS_AT_A_TIME // len(rivals)))
@@ -234,7 +234,8 @@ def internal_basis(positions: Tensor, rotations: bool = True, agree: Callable[[i
     motions[..., :3] = axes
     for k in range(3) if rotations else ():
         motions[..., 3 + k] = torch.linalg.cross(axes[k].expand_as(centred), centred)
-    left, sizes, _ = torch.linalg.svd(motions.flatten(1, 2), full_matrices=True)
+    # Many small matrices, which a GPU would treat one by one.
+    left, sizes, _ = (part.to(positions.device) for part in torch.linalg.svd(motions.flatten(1, 2).cpu()))
     # A direction may stay that is a rigid motion, never the reverse: take the
     # smallest rank that occurs.
     rank = agree(int((sizes > 1e-4 * sizes[:, :1]).sum(1).min()))

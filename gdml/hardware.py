@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from .errors import DeviceError
+from .errors import DeviceError, MemoryBudgetError
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 TEMPORARY = 32 * 1024 * 1024 - 64 * 1024  # bytes: just below the largest measure
@@ -50,8 +51,12 @@ def check_devices(devices: str | torch.device | Sequence[str | torch.device] | N
     ------
     DeviceError
     """
-    if devices is None or isinstance(devices, (str, torch.device)):
-        devices = str(check_device(devices) if devices is None else devices).split(",")
+    if devices is None or isinstance(devices, torch.device):
+        devices = [devices]
+    if isinstance(devices, str):
+        devices = [name.strip() for name in devices.split(",")]
+    if not isinstance(devices, Sequence):
+        raise DeviceError(f"{devices!r} names no device; {_known()}")
     if not devices:
         raise DeviceError(f"no device is named; {_known()}")
     return tuple(str(check_device(device)) for device in devices)
@@ -109,7 +114,22 @@ def keep_freed_memory() -> None:
     torch.empty(TEMPORARY, dtype=torch.uint8)
 
 
-def in_tiles(n: int, step: int, work: Callable[[slice], None]) -> None:
+@contextmanager
+def memory_explained(device: torch.device, advice: str) -> Iterator[None]:
+    """Say what to do where a device has not the memory.
+
+    Raises
+    ------
+    MemoryBudgetError
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        free = 1e-9 * available_memory(device)
+        raise MemoryBudgetError(f"{device} has not the memory for this ({free:.1f} GB are left); {advice}") from error
+
+
+def in_tiles(n: int, step: int, work: Callable[[slice], None]) -> int:
     """Work on n things, `step` at a time; half as many each time that a device has not the memory.
 
     Parameters
@@ -118,21 +138,28 @@ def in_tiles(n: int, step: int, work: Callable[[slice], None]) -> None:
     work : callable(slice)
         May be called again for things that it failed on.
 
+    Returns
+    -------
+    int
+        How many at a time there was memory for.
+
     Raises
     ------
     torch.OutOfMemoryError
         If there is too little memory even for one.
     """
-    start, step = 0, max(1, min(step, n))
+    start, step = 0, max(1, step)
     while start < n:
         try:
             work(slice(start, min(start + step, n)))
         except torch.OutOfMemoryError:
+            step = min(step, n - start)
             if step == 1:
                 raise
             step = -(-step // 2)
             continue
         start += step
+    return step
 
 
 def tile(device: torch.device, on_cpu: int, arrays: int) -> int:

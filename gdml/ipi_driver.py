@@ -34,12 +34,12 @@ class GDMLDriver(ASEDriver):
         File of a geometry, in the order of atoms in training, that ASE reads.
     model : path
         The force field.
-    device : str, optional
-        Where it is evaluated; see `gdml.ForceField.to`.
+    device, dtype, backend : str, optional
+        Where and how it is evaluated; see `gdml.ForceField.to`.
     """
 
-    def __init__(self, template: str, model: str, *args, device: str | None = None, **kwargs):
-        self.force_field = gdml.load(model, device=device)
+    def __init__(self, template: str, model: str, *args, device=None, dtype=None, backend=None, **kwargs):
+        self.force_field = gdml.load(model, device=device, dtype=dtype, backend=backend)
         self.has_virial = self.force_field.pbc == (True, True, True)
         super().__init__(template, *args, **kwargs)
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from .checkpoints import Journal
 from .cost import PROBE, Choice, Problem, choose
 from .descriptors import PairFeatures
 from .errors import FitError, ProcessError
+from .hardware import memory_explained
 from .operators import TrainingOperator
 from .preconditioners import FACTORS, Begun, begin, build
 from .progress import iteration_bar, progress_bar
@@ -125,6 +127,11 @@ def solve(
     team = operator.shares.team
     sizes = operator.shares.n, operator.block_size, size, order
     problem = Problem(*sizes, method.neighbours, translations, operator.device, team.size)
+    with memory_explained(operator.device, "train with a lower rank, in several processes, or on the CPU"):
+        return _solve(operator, problem, method, monitor, progress, journal)
+
+
+def _solve(operator, problem, method, monitor, progress, journal) -> tuple[Tensor, dict[str, str | int | float]]:
     choice, begun = _choose(operator, problem, method, progress)
     if choice.name == "cg" or journal.rank:
         solution, account = _Iteration(operator, problem, method, monitor, progress, journal).run(choice, begun)
@@ -169,10 +176,11 @@ class _Iteration:
         rank, spent = self.journal.rank or choice.rank, self.journal.spent
         start = self.journal.state and self.journal.state.share(self.operator)
         self.monitor.errors = list(self.journal.errors)
-        largest = self.operator.shares.team.agree(self.problem.largest_rank)
+        team = self.operator.shares.team
+        largest = team.agree(self.problem.largest_rank)
         while True:
             can_grow = self.method.rank == "auto" and self.method.preconditioner != "none" and rank < largest
-            limit = self.problem.patience(rank) if can_grow else None
+            limit = team.agree(partial(self.problem.patience, rank)) if can_grow else None
             solution = self._attempt(rank, begun if rank == choice.rank else None, start, limit, spent)
             spent += solution.n_iter
             if solution.converged or solution.is_exhausted or not can_grow:

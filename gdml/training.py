@@ -165,6 +165,7 @@ def fit(
     EnergyWarning
         If energies disagree with the integrated forces.
     """
+    device, dtype, backend = check_device(own_device(device)), check_precision(dtype), check_backend(backend)
     dataset = dataset if isinstance(dataset, Dataset) else read(dataset)
     check_labels(dataset, use_energy)
     if validation is not None:
@@ -173,8 +174,7 @@ def fit(
         raise DataError("use_stress needs stress labels, a cell, and geometries that are periodic in three directions")
     group = _group(dataset, symmetry, reference, symprec)
     team = Team.current()
-    plan = _plan(dataset, group, descriptor, kernel, noise, use_energy, use_stress, backend, own_device(device))
-    check_precision(dtype)
+    plan = _plan(dataset, group, descriptor, kernel, noise, use_energy, use_stress, backend, device)
     x = _descriptors(plan, dataset)
     team.agree(lambda: check_duplicates(dataset, x.cpu().numpy(), plan.descriptor.action(plan.group)))
     method = Method(solver, preconditioner, rank, neighbours, rtol)
@@ -193,7 +193,7 @@ def fit(
         part = validation[np.arange(len(validation))[Shares(team, len(validation)).own]]
         monitor = ForceMonitor(_features(plan, part), torch.tensor(part.forces, device=plan.device))
     force_field = _train(plan, dataset, chosen.length_scale, progress, method, monitor, journal, team, x)
-    return force_field if dtype is None else force_field.to(dtype=dtype)
+    return force_field.to(dtype=dtype)
 
 
 def _size_of(plan: "_Plan", dataset: Dataset, team: Team) -> Problem:
@@ -254,8 +254,8 @@ def _plan(dataset, group, descriptor, kernel, noise, use_energy, use_stress, bac
         noise=noise,
         use_energy=use_energy,
         use_stress=use_stress,
-        backend=check_backend(backend),
-        device=check_device(device),
+        backend=backend,
+        device=device,
     )
 
 

@@ -12,8 +12,8 @@ from gdml import hardware
 from gdml.cli import main
 from gdml.contractions import BACKENDS, GemmContraction, LatticeContraction, choose_backend, contraction, gemm
 from gdml.descriptors import InverseDistances
-from gdml.dynamics import RingPolymerMD, run_pimd
-from gdml.errors import DeviceError
+from gdml.dynamics import RingPolymerMD, run_md, run_pimd
+from gdml.errors import DataError, DeviceError, DynamicsWarning, MemoryBudgetError
 from gdml.kernels import KERNELS
 from gdml.preconditioners import FACTORS
 from gdml.symmetry import Action, CrystalGroup, PermutationGroup
@@ -56,6 +56,7 @@ def crystal() -> gdml.Dataset:
         (3.5, "names no device"),
         ("mps", "type 'mps' is of no use"),
         ("meta", "type 'meta'"),
+        (7, ""),
     ],
 )
 def test_devices_that_are_not_there(device, message, monkeypatch):
@@ -106,6 +107,7 @@ def test_on_the_command_line(force_field, frames, tmp_path, capsys):
     assert "gdml: error: there is no" in capsys.readouterr().err
     arguments = ["--device", "cpu,cpu", "--dtype", "float32", "--backend", "gemm"]
     assert main(["test", str(tmp_path / "m.npz"), str(tmp_path / "f.extxyz"), *arguments]) == 0
+    assert "float32 changes forces by" in capsys.readouterr().out
 
 
 # All that is computed, on a device that only says that it is one
@@ -217,6 +219,17 @@ def test_batches_are_shared_out(force_field, frames, count):
     np.testing.assert_allclose(found.forces, expected.forces, atol=1e-12)
     np.testing.assert_allclose(found.energy, expected.energy, atol=1e-12)
     assert both.predict(frames.positions[0]).forces.shape == (9, 3)
+    for wrong, message in ((frames.positions[:0], "no geometry"), (np.nan * frames.positions[:4], "NaN")):
+        with pytest.raises(DataError, match=message):
+            both.predict(wrong)
+
+
+def test_tensors_with_a_graph(force_field, frames):
+    """Forces are the derivatives already; nothing is differentiated once more."""
+    positions = torch.tensor(frames.positions[:2], requires_grad=True)
+    found = force_field.predict(positions)
+    assert not found.forces.requires_grad
+    np.testing.assert_allclose(found.forces, force_field.predict(frames.positions[:2]).forces)
 
 
 @pytest.mark.filterwarnings("ignore::gdml.errors.GDMLWarning")
@@ -225,6 +238,9 @@ def test_cells_are_shared_out(crystal):
     found = force_field.to(["cpu", "cpu"]).predict(crystal.positions, crystal.cell, stress=True)
     for value, expected in zip(found, force_field.predict(crystal.positions, crystal.cell, stress=True)):
         np.testing.assert_allclose(value, expected, atol=1e-12)
+    for devices in ("cpu", "cpu, cpu"):
+        with pytest.raises(DataError, match="10 geometries need one cell"):
+            force_field.to(devices).predict(crystal.positions, crystal.cell[:8])
 
 
 # Precision
@@ -261,6 +277,15 @@ def test_single_precision_is_not_saved(frames, force_field, tmp_path):
     assert force_field.to() is force_field
 
 
+def test_dynamics_warn_of_single_precision(force_field, frames):
+    atoms = frames.to_atoms()[0]
+    single = force_field.to(dtype="float32")
+    with pytest.warns(DynamicsWarning, match="float32 changes forces by .* compute in float64"):
+        run_md(single, atoms.copy(), steps=2, temperature_K=300)
+    with pytest.warns(DynamicsWarning, match="float32 changes forces by"):
+        run_pimd(single, atoms.copy(), steps=2, temperature_K=300, n_beads=2)
+
+
 # Backends
 
 
@@ -268,8 +293,9 @@ def test_each_backend_is_as_asked_for(rng):
     y = torch.tensor(rng.normal(size=(4, 6)))
     for name in ("gemm", "lattice"):
         assert type(contraction(KERNELS["matern52"](1.0), y, InverseDistances(4).action(SPLIT), name)) is BACKENDS[name]
-    with pytest.raises(DeviceError, match="there are none; use 'gemm'"):
-        contraction(KERNELS["matern52"](1.0), y, ACTION, "lattice")
+    for action in (ACTION, Action(np.tile(np.arange(6), (2, 1)), np.arange(6)[None])):
+        with pytest.raises(DeviceError, match="permute the pairs of atoms equally; use 'gemm'"):
+            contraction(KERNELS["matern52"](1.0), y, action, "lattice")
 
 
 def translations(n: int, size: int, cosets: int = 1) -> Action:
@@ -277,21 +303,18 @@ def translations(n: int, size: int, cosets: int = 1) -> Action:
 
 
 @pytest.mark.parametrize(
-    "action, n, device, expected",
+    "action, expected",
     [
-        (translations(1, 36), 1000, "cpu", "gemm"),
-        (translations(1, 3), 10, "cpu", "gemm"),
-        (translations(1, 3), 10**5, "cpu", "keops"),
-        (translations(1, 3, 10), 10**4, "cpu", "keops"),
-        (translations(1, 36), 10**5, "cuda", "gemm"),
-        (translations(32, 2016), 10, "cpu", "lattice"),
-        (translations(32, 2016), 10, "cuda", "lattice"),
-        (translations(2, 2016), 10, "cpu", "gemm"),
-        (translations(4, 28), 10, "cpu", "gemm"),
+        (translations(1, 36), "gemm"),
+        (translations(1, 3, 10), "gemm"),
+        (translations(32, 2016), "lattice"),
+        (translations(4, 2016, 48), "lattice"),
+        (translations(2, 2016, 48), "gemm"),  # too few translations
+        (translations(4, 28), "gemm"),  # too little work
     ],
 )
-def test_the_fastest_backend(action, n, device, expected):
-    assert choose_backend(action, n, device) == expected
+def test_the_fastest_backend(action, expected):
+    assert choose_backend(action) == expected
 
 
 # Memory
@@ -309,6 +332,7 @@ def test_tiles_are_halved_where_memory_is_short():
     hardware.in_tiles(20, 16, work)
     assert [i for some in done for i in range(20)[some]] == list(range(20))
     assert len(failed) == 3  # 16, 8 and 4 at a time
+    assert hardware.in_tiles(20, 16, work) == 2
     with pytest.raises(torch.OutOfMemoryError):
         hardware.in_tiles(20, 16, lambda some: (_ for _ in ()).throw(torch.OutOfMemoryError()))
 
@@ -333,6 +357,35 @@ def test_predictions_do_with_less_memory(rng, way, monkeypatch):
     for found, value in zip(jets.apply(x, None, w), expected):
         torch.testing.assert_close(found, value)
     assert sizes[:4] == [30, 15, 8, 4]
+
+
+def no_memory(*_) -> None:
+    raise torch.OutOfMemoryError
+
+
+def test_what_does_not_fit_is_said(frames, force_field, monkeypatch, tmp_path, capsys):
+    """Descriptors are made of fewer geometries; where one is too many, it is an error of ours."""
+    expected, original, sizes = force_field.predict(frames.positions[:60]), InverseDistances.evaluate, []
+
+    def scarce(descriptor, positions):
+        sizes.append(len(positions))
+        return original(descriptor, positions) if len(positions) <= 10 else no_memory()
+
+    monkeypatch.setattr(InverseDistances, "evaluate", scarce)
+    np.testing.assert_allclose(force_field.predict(frames.positions[:60]).forces, expected.forces, atol=1e-12)
+    assert sizes[:4] == [60, 30, 15, 8]
+    monkeypatch.setattr(InverseDistances, "evaluate", no_memory)
+    with pytest.raises(MemoryBudgetError, match="cpu has not the memory"):
+        force_field.predict(frames.positions[:60])
+    monkeypatch.undo()
+    monkeypatch.setattr(GemmContraction, "pairs", no_memory)
+    with pytest.raises(MemoryBudgetError, match="lower rank"):
+        gdml.fit(frames[:20], length_scale=20.0)
+    force_field.save(tmp_path / "m.npz")
+    frames[:5].write(tmp_path / "f.extxyz")
+    monkeypatch.setattr(gdml.cli, "predict", no_memory)
+    assert main(["test", str(tmp_path / "m.npz"), str(tmp_path / "f.extxyz")]) == 4
+    assert "gdml: error: a device has not the memory" in capsys.readouterr().err
 
 
 def test_tiles_of_a_gpu_are_of_its_memory(monkeypatch):

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import gdml
-from gdml.contractions import GemmContraction, KeopsContraction, choose_backend, contraction, keops
+from gdml.contractions import GemmContraction, KeopsContraction, contraction, keops
 from gdml.descriptors import InverseDistances
 from gdml.errors import DeviceError
 from gdml.kernels import KERNELS
-from gdml.symmetry import Action, PermutationGroup
+from gdml.symmetry import PermutationGroup
 
 ACTION = InverseDistances(4).action(PermutationGroup.generate([[1, 2, 0, 3]]))
 needs_compiler = pytest.mark.skipif(keops.find_compiler() is None, reason="KeOps needs a C++ compiler")
@@ -62,8 +62,15 @@ def test_without_a_compiler(monkeypatch, rng):
     y = torch.tensor(rng.normal(size=(4, 6)))
     with pytest.raises(DeviceError, match=r"apt install g\+\+.*backend='gemm'"):
         contraction(KERNELS["matern52"](1.0), y, ACTION, "keops")
-    short = Action(np.arange(3)[None], np.arange(3)[None])
-    assert choose_backend(short, 10**6) == "gemm"
+
+
+@needs_compiler
+def test_a_compiler_that_fails(rng, monkeypatch):
+    monkeypatch.setattr(keops, "_compiled", set())
+    monkeypatch.setattr(KeopsContraction, "_reduced", lambda *_: 1 / 0)
+    y, w = (torch.tensor(rng.normal(size=(4, 6))) for _ in range(2))
+    with pytest.raises(DeviceError, match="could not compile its sums .* use backend='gemm'"):
+        KeopsContraction(KERNELS["matern52"](1.0), y, ACTION).bind(None, w)
 
 
 @needs_compiler

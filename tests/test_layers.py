@@ -50,8 +50,9 @@ LAYERS = [
         "solution",
         "training",
     ],
-    ["calculator", "lattice_dynamics", "dynamics.classical"],
+    ["calculator", "lattice_dynamics"],
     ["dynamics.normal_modes", "dynamics.thermostats", "dynamics.barostat", "dynamics.forces", "dynamics.averages"],
+    ["dynamics.classical"],
     [
         "dynamics.settings",
         "dynamics.stability",

@@ -9,16 +9,13 @@ from ..kernels import RadialKernel
 from ..symmetry import Action
 from .base import Contraction
 from .gemm import GemmContraction
-from .keops import KeopsContraction, find_compiler
+from .keops import KeopsContraction
 from .lattice import LatticeContraction
 
 BACKENDS = {"gemm": GemmContraction, "keops": KeopsContraction, "lattice": LatticeContraction}
 # Translations, and entries in all images of a descriptor, from which on Fourier sums are
 # faster; benchmarks/crystals.py has the figures.
 MANY_TRANSLATIONS, MANY_ENTRIES = 4, 50_000
-# Entries up to which, and images of references from which on KeOps' sums are faster than
-# matrix products by more than its compilation costs; benchmarks/gpu.py has the figures.
-FEW_ENTRIES, MANY_IMAGES = {"cpu": 3, "cuda": 0}, 20_000
 
 
 def contraction(
@@ -33,10 +30,13 @@ def contraction(
         without a compiler.
     """
     if backend == "auto":
-        backend = choose_backend(action, len(y), y.device.type)
+        backend = choose_backend(action)
     check_backend(backend)
-    if backend == "lattice" and len(action.translations) == 1:
-        raise DeviceError("backend='lattice' sums over the translations of a crystal, and there are none; use 'gemm'")
+    if backend == "lattice" and not 1 < _different(action) == len(action.translations):
+        raise DeviceError(
+            "backend='lattice' sums over the translations of a crystal, and there are none, or they permute the pairs "
+            "of atoms equally; use 'gemm'"
+        )
     return BACKENDS[backend](kernel, y, action, dtype)
 
 
@@ -52,18 +52,19 @@ def check_backend(backend: str) -> str:
     return backend
 
 
-def choose_backend(action: Action, n_references: int, device: str = "cpu") -> str:
-    """The fastest way for a group of order |S|, D entries and n references on a kind of device.
+def choose_backend(action: Action) -> str:
+    """The fastest way: Fourier sums where there are many translations, else matrix products.
 
-    Fourier sums where there are many translations; KeOps for very short descriptors
-    of very many references, where it can compile; else matrix products.
+    KeOps is not chosen: on a CPU it was slower for descriptors of 3 to 2016 entries, and on a
+    GPU it has not been measured; benchmarks/gpu.py has the figures.
     """
-    # In the smallest cells different translations may permute the entries equally.
-    many = len(np.unique(action.translations, axis=0)) >= max(MANY_TRANSLATIONS, len(action.translations))
-    if many and action.order * action.size >= MANY_ENTRIES:
-        return "lattice"
-    is_short = action.size <= FEW_ENTRIES.get(device, 0) and n_references * action.order >= MANY_IMAGES
-    return "keops" if is_short and find_compiler() else "gemm"
+    many = _different(action) >= max(MANY_TRANSLATIONS, len(action.translations))
+    return "lattice" if many and action.order * action.size >= MANY_ENTRIES else "gemm"
+
+
+def _different(action: Action) -> int:
+    """Translations that differ in how they permute the entries, as in the smallest cells not all do."""
+    return len(np.unique(action.translations, axis=0))
 
 
 __all__ = [

@@ -49,18 +49,20 @@ class GemmContraction(Contraction):
             [None] * len(self.y) if c is None else c.to(self.dtype).split(MAX_REFERENCES),
         ):
             chunks.append(_References(self.kernel, y, c_part, w_part))
-        return self._in_tiles(chunks, tile(w.device, TILE, ARRAYS) // (self.order * min(len(w), MAX_REFERENCES)))
+        columns = min(len(w), MAX_REFERENCES)
+        return self._in_tiles(chunks, tile(w.device, TILE, ARRAYS) // (self.order * max(columns, self.size)))
 
     def _in_tiles(self, chunks: list[Callable[[Tensor], Jet]], step: int) -> Callable[[Tensor], Jet]:
         """The map from queries to jets that treats so many queries at a time, and their images against each chunk."""
 
         def evaluate(x: Tensor) -> Jet:
+            nonlocal step  # where memory was short once, it is likely to be again
             e, g = x.new_empty(len(x)), torch.empty_like(x)
 
             def work(some: slice) -> None:
                 e[some], g[some] = self._over_group(chunks, self.centred(x[some]))
 
-            in_tiles(len(x), step, work)
+            step = in_tiles(len(x), step, work)
             return e, g.div_(self.kernel.natural_length)
 
         return evaluate
@@ -84,7 +86,7 @@ class GemmContraction(Contraction):
             images = centred[some][:, self.action].flatten(0, 1)
             result[some] = distances(images, self.y).view(-1, self.order, len(self.y)).amin(1)
 
-        in_tiles(len(x), tile(x.device, TILE, ARRAYS) // (self.order * len(self.y)), work)
+        in_tiles(len(x), tile(x.device, TILE, ARRAYS) // (self.order * max(len(self.y), self.size)), work)
         return result
 
     def columns_at_once(self, m: int) -> int:

@@ -48,13 +48,31 @@ class KeopsContraction(GemmContraction):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._lazy = _lazy_tensor()
+        self._lazy = _lazy_tensor(self.y.device)
 
     def bind(self, c: Tensor | None, w: Tensor) -> Callable[[Tensor], Jet]:
         w = (w / self.kernel.natural_length).to(self.dtype)
         c = None if c is None else c.to(self.dtype)
         step = tile(w.device, TILE, ARRAYS) // (self.order * (self.size + 2))
+        self._compile(c, w)
         return self._in_tiles([lambda x: self._reduced(c, w, x)], step)
+
+    def _compile(self, c: Tensor | None, w: Tensor) -> None:
+        """Evaluate once, so that what KeOps cannot do fails here, and not in the middle of something."""
+        formula = type(self.kernel), self.size, self.dtype, c is None, w.device.type
+        with _lock:
+            if formula in _compiled:
+                return
+            try:
+                name = str(self.dtype).removeprefix("torch.")
+                with _shown(f"gdml: KeOps compiles for D = {self.size} and {name}, once on this machine"):
+                    self._reduced(c, w, self.y[:1])
+            except Exception as error:
+                raise DeviceError(
+                    f"KeOps could not compile its sums ({error}); mend the compiler, or use backend='gemm', which "
+                    "computes the same"
+                ) from error
+            _compiled.add(formula)
 
     def _reduced(self, c: Tensor | None, w: Tensor, x: Tensor) -> Jet:
         """Values (m,) and gradients (m, D) at queries (m, D), both centred."""
@@ -67,8 +85,10 @@ class KeopsContraction(GemmContraction):
         if c is not None:
             e, q = e + k * columns(c), q + d1 * columns(c)
         terms = (d1 * columns(w) + q * columns(y)).concat(q).concat(e)
-        with _shown_while_compiling(self.size, self.dtype):
-            found = terms.auto_factorize().sum(1, **({"dtype_acc": "float64"} if self.dtype == torch.float32 else {}))
+        options = {"backend": "CPU" if x.device.type == "cpu" else "GPU_1D"}
+        if self.dtype == torch.float32:
+            options["dtype_acc"] = "float64"
+        found = terms.auto_factorize().sum(1, **options)
         pull, slope, values = found.split([self.size, 1, 1], 1)
         return values[:, 0], torch.addcmul(pull, slope, x, value=-1)
 
@@ -85,22 +105,28 @@ def find_compiler() -> str | None:
     return next((name for name in names if name and shutil.which(name)), None)
 
 
-def _lazy_tensor() -> type:
+def _lazy_tensor(device: torch.device) -> type:
     if find_compiler() is None:
         raise DeviceError(
             "KeOps needs a C++ compiler, and neither CXX nor g++ names one; install g++ (apt install g++, "
             "conda install gxx), or use backend='gemm', which computes the same"
         )
-    return _imported()
+    lazy_tensor, has_gpu = _imported()
+    if device.type == "cuda" and not has_gpu:
+        raise DeviceError("KeOps found no CUDA toolkit, which it needs for sums on a GPU; use backend='gemm'")
+    return lazy_tensor
 
 
 @cache
-def _imported() -> type:
+def _imported() -> tuple[type, bool]:
+    """KeOps' symbolic tensors, and whether it can use a GPU."""
     # On import KeOps says on the terminal, or as warnings, what it misses: of GPUs torch has said so already.
     with _silent_keops(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from pykeops.torch import LazyTensor
-    return LazyTensor
+        with _shown("gdml: KeOps prepares itself, once on this machine"):
+            import pykeops
+            from pykeops.torch import LazyTensor
+    return LazyTensor, pykeops.pykeopsconfig.pykeops_cuda.get_use_cuda()
 
 
 @contextmanager
@@ -117,20 +143,18 @@ def _silent_keops() -> Iterator[None]:
 
 
 @contextmanager
-def _shown_while_compiling(size: int, dtype: torch.dtype) -> Iterator[None]:
-    """Say so where KeOps' first sum takes long: it compiles, which it will not do again for this size."""
-    name = str(dtype).removeprefix("torch.")
-    message = f"gdml: KeOps compiles for D = {size} and {name}, once on this machine; this takes some seconds"
-    first = (size, dtype) not in _compiled
-    timer = threading.Timer(SHOWN_AFTER, print, [message], {"file": sys.stderr, "flush": True})
-    if first:
-        timer.daemon = True
-        timer.start()
+def _shown(message: str) -> Iterator[None]:
+    """Say what takes so long, if it does."""
+    timer = threading.Timer(
+        SHOWN_AFTER, print, [f"{message}; this takes some seconds"], {"file": sys.stderr, "flush": True}
+    )
+    timer.daemon = True
+    timer.start()
     try:
         yield
     finally:
         timer.cancel()
-    _compiled.add((size, dtype))
 
 
-_compiled: set[tuple[int, torch.dtype]] = set()
+_compiled: set[tuple] = set()
+_lock = threading.Lock()

@@ -150,12 +150,13 @@ class LatticeContraction(Contraction):
         step = tile(w.device, TILE, ARRAYS) // (self.order * len(w) + self.n_cosets * self.size)
 
         def evaluate(x: Tensor) -> Jet:
+            nonlocal step  # where memory was short once, it is likely to be again
             e, g = x.new_empty(len(x)), torch.empty_like(x)
 
             def work(some: slice) -> None:
                 e[some], g[some] = self._evaluate_tile(duals, constants, c, self.centred(x[some]))
 
-            in_tiles(len(x), step, work)
+            step = in_tiles(len(x), step, work)
             return e, g.div_(self.kernel.natural_length)
 
         return evaluate

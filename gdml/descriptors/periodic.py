@@ -137,6 +137,8 @@ class _PeriodicPairs(PairDescriptor):
         if cells is None:
             return [(difference, self.lattice)]
         cells = np.asarray(cells, dtype=float)
+        if cells.shape[-2:] == (3, 3) and (cells == np.asarray(self.cell)).all():
+            return [(difference, self.lattice)]
         if cells.shape == (3, 3):
             return [(difference, Lattice.of_cell(cells, self.pbc))]
         if cells.shape != (len(difference), 3, 3):

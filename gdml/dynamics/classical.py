@@ -18,6 +18,7 @@ from ..errors import DataError, DynamicsError, ExtrapolationWarning
 from ..force_field import ForceField
 from ..npz import check_writable
 from ..progress import progress_bar
+from .forces import check_precision_error
 
 MAX_TEMPERATURE = 20.0  # times the target: atoms are flying apart
 
@@ -118,6 +119,7 @@ def run_md(
     interval = min(interval, steps)
     if trajectory is not None:
         check_writable(trajectory, ".traj")
+    check_precision_error(force_field, atoms.positions[None], atoms.cell.array)
     calculator = GDMLCalculator(force_field)
     atoms.calc = calculator
     if not atoms.constraints:

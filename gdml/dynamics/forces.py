@@ -1,14 +1,16 @@
 """Forces on many geometries at once, from whatever can give them."""
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from ase import Atoms
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..calculator import GDMLCalculator, check_pbc
-from ..errors import DataError
+from ..errors import DataError, DynamicsWarning
 from ..force_field import ForceField
 
 
@@ -20,6 +22,7 @@ class Forces(NamedTuple):
     stress: Tensor | None = None
 
 
+MOST_ERROR = 1e-3  # of forces by single precision, as a fraction of their size
 # Of positions (M, N, 3), cells (M, 3, 3) or None, and whether stress is wanted.
 BatchedForces = Callable[[Tensor, Tensor | None, bool], Forces]
 
@@ -28,6 +31,27 @@ def source_of(given: object, atoms: Atoms) -> object:
     """What gives the forces: what is given, else the calculator of the atoms; of a `GDMLCalculator` its force field."""
     source = atoms.calc if given is None else given
     return source.force_field if isinstance(source, GDMLCalculator) else source
+
+
+def check_precision_error(source: object, positions: ArrayLike, cell: ArrayLike | None = None) -> None:
+    """Warn where single precision changes forces (M, N, 3) so much that energy will not be conserved.
+
+    Warns
+    -----
+    DynamicsWarning
+    """
+    if not isinstance(source, ForceField) or source.dtype == "float64":
+        return
+    cell = cell if source.is_periodic else None
+    error = source.precision_error(positions, cell)
+    size = float(torch.as_tensor(source.predict(positions, cell).forces).square().mean().sqrt())
+    if error > MOST_ERROR * size:
+        warnings.warn(
+            f"{source.dtype} changes forces by {1e3 * error:.2g} meV/Å, where they are {1e3 * size:.2g}: energy will "
+            "not be conserved; compute in float64, or train with more noise",
+            DynamicsWarning,
+            stacklevel=4,
+        )
 
 
 def batched(source: object, atoms: Atoms) -> BatchedForces:

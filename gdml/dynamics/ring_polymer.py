@@ -14,10 +14,11 @@ from ase.md.md import MolecularDynamics
 from torch import Tensor
 
 from ..errors import DataError, DynamicsError, DynamicsWarning, GDMLError
+from ..force_field import ForceField
 from ..hardware import check_device
 from .barostat import Barostat
 from .classical import MAX_TEMPERATURE, check_settings
-from .forces import batched, source_of
+from .forces import batched, check_precision_error, source_of
 from .normal_modes import NormalModes
 from .settings import check_names, check_replicas, name_of, natural
 from .stability import highest_frequency, longest_step
@@ -143,9 +144,12 @@ class RingPolymerMD(MolecularDynamics):
         self.kind, self.propagator, self.max_outside = thermostat, propagator, max_outside
         self.source = source_of(forces, replicas[0])
         self.evaluate = batched(self.source, replicas[0])
+        check_precision_error(self.source, np.array([a.positions for a in replicas]), replicas[0].cell.array)
         self.n_outside, self.records, self._only_at_observers = 0, [], False
         self._shape = (len(replicas), n_beads, len(replicas[0]), 3)
-        device = check_device(getattr(self.source, "device", None) if device is None else device)
+        on = self.source.device if isinstance(self.source, ForceField) else None
+        device = check_device(on if device is None else device)
+        self.device = device
         self._tensor = lambda x: torch.tensor(np.asarray(x, dtype=float), device=device)
         self._masses = self._tensor(replicas[0].get_masses()).view(-1, 1)
         self.generator = generator_on(device)
@@ -494,10 +498,15 @@ class RingPolymerMD(MolecularDynamics):
         for name in ("q", "p", "f", "bead_forces", "potential", "heat", "cells", "stress"):
             if name in state:
                 setattr(self, f"_{name}", self._tensor(state[name]))
-        self.generator.set_state(torch.tensor(state["generator"]))
+        self._restore_generator(torch.tensor(state["generator"]))
         if self.barostat:
             self.barostat.momentum = self._tensor(state["barostat"])
         self._good = dict(state)
+
+    def _restore_generator(self, state: Tensor) -> None:
+        if state.shape != self.generator.get_state().shape:
+            raise DataError(f"this state is of a run on another kind of device than {self.device}; go on with it there")
+        self.generator.set_state(state)
         for record in self.records:
             record.restore(record.until(self.nsteps))
         self._show()

@@ -15,7 +15,8 @@ from .thermostats import THERMOSTATS
 def name_of(source: object) -> str:
     """What gives the forces, for the settings of a run."""
     if hasattr(source, "w"):
-        return f"{source!r} {hashlib.sha256(source.w.tobytes()).hexdigest()[:16]}"
+        precision = "" if source.dtype == "float64" else f"{source.dtype} "
+        return f"{source!r} {precision}{hashlib.sha256(source.w.tobytes()).hexdigest()[:16]}"
     return type(source).__name__
 
 

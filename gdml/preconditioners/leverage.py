@@ -27,7 +27,9 @@ def leverage(operator: LinearOperator, rank: int, generator: torch.Generator) ->
     inner.diagonal().add_((shares.sum(missed.sum()) / n).clamp(min=1e-300))
     half = torch.linalg.solve_triangular(torch.linalg.cholesky(inner), factor.mT, upper=False)
     scores = shares.gather((half * half).sum(0)).clamp(min=1e-12)
-    # The generator is the CPU's, so that the draw is the same on all devices.
-    chosen = torch.multinomial(scores.cpu(), rank, generator=generator).sort().values.to(scores.device)
+    # A draw without replacement: the largest of scores over exponential random numbers, which are the CPU's on all
+    # devices; torch.multinomial stops at 2^24 entries.
+    luck = -torch.rand(n, dtype=scores.dtype, generator=generator).log().to(scores.device)
+    chosen = shares.team.agree(lambda: (scores / luck).topk(rank).indices.sort().values.cpu()).to(scores.device)
     columns = operator.columns(chosen)
     return factor_of_columns(columns, shares.rows(columns, chosen))

@@ -73,7 +73,7 @@ class Neighbours:
     def __init__(self, operator: LinearOperator, factor: Tensor, ridge: Tensor, count: int, generator: torch.Generator):
         self.size, self.blocks, self.unknowns = operator.block_size, operator.shares, operator.unknowns
         n_blocks = self.blocks.n
-        order = torch.randperm(n_blocks, generator=generator).to(factor.device)
+        order = self.blocks.team.agree(lambda: torch.randperm(n_blocks, generator=generator)).to(factor.device)
         self.sets, self.valid = _nearest_before(operator.distances, self.blocks, order, min(count, n_blocks - 1))
         members, width = self.sets.shape[1], self.sets.shape[1] * self.size
         self.weights = factor.new_empty(len(self.sets), width, self.size)

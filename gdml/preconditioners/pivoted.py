@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -50,9 +51,10 @@ def rpcholesky(operator: LinearOperator, rank: int, generator: torch.Generator, 
     """
 
     def draw(missing: Tensor, count: int) -> Tensor:
-        # The generator is the CPU's, so that the pivots are the same on all devices.
-        drawn = torch.multinomial(missing.cpu(), count, replacement=True, generator=generator)
-        return drawn.unique().to(missing.device)
+        # Random numbers are the CPU's on all devices; torch.multinomial stops at 2^24 entries.
+        total = missing.cumsum(0)
+        drawn = torch.rand(count, dtype=missing.dtype, generator=generator).to(missing.device) * total[-1]
+        return torch.searchsorted(total, drawn, right=True).clamp_(max=len(missing) - 1).unique()
 
     def accept(left: float) -> bool:
         return bool(torch.rand(1, generator=generator) < left)
@@ -82,7 +84,7 @@ def _pivoted(
     accept: Callable[[float], bool],
     begun: Begun | None = None,
 ) -> Tensor:
-    n, shares = operator.shape[0], operator.unknowns
+    n, shares, team = operator.shape[0], operator.unknowns, operator.shares.team
     own = operator.diagonal() - operator.noise
     factor, done = own.new_empty(len(own), rank), 0
     missing = shares.gather(own)
@@ -95,12 +97,14 @@ def _pivoted(
         available = int((missing > 0).sum())
         if not available:
             break  # the factor is the matrix, to rounding
-        pivots = candidates(missing, min(ROUND, available))
+        # Processes on different machines could round differently, and so decide differently.
+        pivots = team.agree(partial(_drawn, candidates, missing, min(ROUND, available))).to(missing.device)
         columns = operator.columns(pivots)
         columns.addmm_(factor[:, :done], shares.rows(factor[:, :done], pivots).mT, alpha=-1)
         # Many small steps, for which a GPU would be waited for each time.
-        accepted, triangle = _round(shares.rows(columns, pivots).cpu(), accept, rank - done, floor)
-        accepted, triangle = torch.tensor(accepted, device=columns.device), triangle.to(columns.device)
+        corner = shares.rows(columns, pivots).cpu()
+        found = team.agree(partial(_round, corner, accept, rank - done, floor))
+        accepted, triangle = (part.to(columns.device) for part in found)
         fresh = torch.linalg.solve_triangular(triangle.mT, columns[:, accepted], upper=True, left=False)
         factor[:, done : done + len(accepted)] = fresh
         done += len(accepted)
@@ -109,7 +113,11 @@ def _pivoted(
     return factor[:, :done]
 
 
-def _round(corner: Tensor, accept: Callable[[float], bool], most: int, floor: float) -> tuple[list[int], Tensor]:
+def _drawn(candidates: Callable[[Tensor, int], Tensor], missing: Tensor, count: int) -> Tensor:
+    return candidates(missing, count).cpu()
+
+
+def _round(corner: Tensor, accept: Callable[[float], bool], most: int, floor: float) -> tuple[Tensor, Tensor]:
     """Which candidates of a round become pivots, and the Cholesky factor of their corner."""
     left = corner.clone()
     before = corner.diagonal().clone()
@@ -126,4 +134,4 @@ def _round(corner: Tensor, accept: Callable[[float], bool], most: int, floor: fl
         accepted = [0]
     chosen = corner[accepted][:, accepted]
     chosen.diagonal().add_(1e-15 * float(chosen.diagonal().max()))
-    return accepted, torch.linalg.cholesky(chosen)
+    return torch.tensor(accepted), torch.linalg.cholesky(chosen)
