@@ -49,8 +49,8 @@ class Journal:
     """
 
     def __init__(self, path: str | Path | None = None, problem: dict[str, str] | None = None, team: Team | None = None):
-        self.path = None if path is None else check_writable(path, ".npz")
         self.problem, self.team = problem or {}, team or Team()
+        self.path = None if path is None else self.team.agree(lambda: check_writable(path, ".npz"))
         self.length_scale: float | None = None
         self.expected_error: float | None = None
         self.rank = self.spent = 0
@@ -127,9 +127,11 @@ class Journal:
         return self.path is not None and self.team.agree(lambda: time.monotonic() - self._last >= INTERVAL)
 
     def _write(self, fields: dict) -> None:
+        if self.team.is_first:
+            self._write_file(fields)
         self._last = time.monotonic()
-        if not self.team.is_first:
-            return
+
+    def _write_file(self, fields: dict) -> None:
         error = math.nan if self.expected_error is None else self.expected_error
         chosen = {"length_scale": self.length_scale, "expected_error": error}
         fields = {"format": FORMAT, "problem": json.dumps(self.problem)} | chosen | fields

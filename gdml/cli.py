@@ -59,10 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fail(message: object, code: int) -> int:
-    # What is wrong with the data all processes find; what only one has met, it has to say.
-    if is_first() or code != DataError.exit_code:
-        who = "" if is_first() else f" in process {os.environ['RANK']}"
-        print(f"gdml: error{who}: {message}", file=sys.stderr, flush=True)
+    who = "" if is_first() else f" in process {os.environ['RANK']}"
+    print(f"gdml: error{who}: {message}", file=sys.stderr, flush=True)
     return code
 
 
@@ -73,13 +71,17 @@ def _show_warning(message, category, filename, lineno, file=None, line=None) -> 
 
 def train(options: argparse.Namespace) -> None:
     """Train on frames of a file, judge on others, and save; by torchrun, with several processes."""
-    with started_together():
+    with started_together() as team:
+        team.agree(lambda: _check_outputs(options))
         _train(options)
 
 
-def _train(options: argparse.Namespace) -> None:
+def _check_outputs(options: argparse.Namespace) -> None:
     check_writable(options.output, ".npz")
     _prepare_plots(options.plot, options.learning_curve)
+
+
+def _train(options: argparse.Namespace) -> None:
     dataset = _read(options.data, options)
     training, validation = _split(dataset, options.n_train, options.n_valid, options.seed)
     if validation is None and (options.plot or options.learning_curve):
@@ -107,20 +109,25 @@ def _train(options: argparse.Namespace) -> None:
     checkpoint = options.output.with_suffix(".checkpoint.npz")
     force_field = fit(training, validation=validation, checkpoint=checkpoint, resume=options.resume, **settings)
     seconds = time.perf_counter() - start
-    if not is_first():
-        return
-    force_field.save(options.output)
-    checkpoint.unlink(missing_ok=True)
-    print(f"{options.output}: {_describe(force_field)}; trained in {seconds:.1f} s{_account(force_field)}")
-    _tell_precision(force_field, training)
-    if validation is not None:
-        prediction = predict(force_field, validation)
-        print(f"validation: {compare(prediction, validation, force_field.energies_are_relative)}")
-        if options.plot:
-            plots.plot_parity(prediction, validation, options.plot, relative=force_field.energies_are_relative)
+    if is_first():
+        force_field.save(options.output)
+        checkpoint.unlink(missing_ok=True)
+        print(f"{options.output}: {_describe(force_field)}; trained in {seconds:.1f} s{_account(force_field)}")
+        _judge(force_field, training, validation, options.plot)
     if options.learning_curve:
         settings |= {"length_scale": force_field.length_scale, "symmetry": force_field.group, "progress": False}
         _learning_curve(training, validation, settings, options.learning_curve)
+
+
+def _judge(force_field: ForceField, training: Dataset, validation: Dataset | None, picture: Path | None) -> None:
+    """What a new force field is worth."""
+    _tell_precision(force_field, training)
+    if validation is None:
+        return
+    prediction = predict(force_field, validation)
+    print(f"validation: {compare(prediction, validation, force_field.energies_are_relative)}")
+    if picture:
+        plots.plot_parity(prediction, validation, picture, relative=force_field.energies_are_relative)
 
 
 def _split(dataset: Dataset, n_train: int | None, n_valid: int | None, seed: int) -> tuple[Dataset, Dataset | None]:
@@ -150,7 +157,10 @@ def _learning_curve(training: Dataset, validation: Dataset, settings: dict, path
     metrics: list[Metrics] = []
     for size in sizes:
         metrics.append(evaluate(fit(training[training.sample(size)], **settings), validation))
-        print(f"n = {size}: {metrics[-1]}")
+        if is_first():
+            print(f"n = {size}: {metrics[-1]}")
+    if not is_first():
+        return
     plots.plot_learning_curve(sizes, metrics, path)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from . import memory
+from .errors import MemoryBudgetError
 from .memory import check_closed_form, closed_form_bytes
 
 # A core that does r operations in a second moves about r / 5 bytes, measured.
@@ -95,16 +96,18 @@ class Problem:
         return FOURIER * self.order * (20 * self.size / count + 10 * count)
 
     def cg_bytes(self, rank: int) -> int:
-        """Of each process: 8 [ (N k + 2 n D L + 3 N r + N L (m + 1)) / P + 2 k² + 4 n D + 4 N ].
+        """Of each process: 8 [ (N k f + 2 n D L + 3 N r + N L (m + 1)) / P + 2 k² + 4 n D + 4 N ].
 
         Shared out are factor, duals, r = 64 columns, and neighbours; each process has the inner
-        matrix, descriptors, and vectors.
+        matrix, descriptors, and vectors. With neighbours, rows of others take as much as the own
+        part of the factor, and are copied once: f = 3 for several processes, else 1.
         """
         duals = 2 * self.n_frames * self.size * self.n_labels
         if self.n_translations > 1:
             duals = min(duals, memory.FOURIER) + memory.FOURIER
         near = self.n_unknowns * self.n_labels * (self.neighbours + 1)
-        shared_out = self.n_unknowns * (rank + 192) + duals + near
+        copies = 3 if self.n_processes > 1 and self.neighbours else 1
+        shared_out = self.n_unknowns * (rank * copies + 192) + duals + near
         everywhere = 2 * rank**2 + 4 * (self.n_frames * self.size + self.n_unknowns)
         return int(8 * (shared_out / self.n_processes + everywhere))
 
@@ -209,6 +212,11 @@ def choose(problem: Problem, decay: tuple[int, float, float], noise: float, solv
     rank = best if rank is None else min(rank, problem.n_unknowns)
     budget, closed = memory.available_memory(problem.device), problem.closed_form_operations
     if problem.cg_bytes(rank) > budget:
+        if problem.n_processes > 1:
+            raise MemoryBudgetError(
+                f"a preconditioner of rank {rank} takes {problem.cg_bytes(rank) / 1e9:.1f} GB of each process, and "
+                f"{budget / 1e9:.1f} GB are there; take a lower rank, or more processes"
+            )
         problem.check_closed_form()
     if solver == "cg":
         return Choice("cg", "asked for", rank)

@@ -78,7 +78,8 @@ def check_precision(dtype: str | torch.dtype | None) -> torch.dtype:
 def available_memory(device: torch.device | str = "cpu") -> int:
     """Bytes that can be allocated now: of a GPU, or of this machine without swapping; half of it where unknown.
 
-    In a container or batch job that has a limit of its own, what is left of that.
+    In a container or batch job that has a limit of its own, what is left of that; of
+    several processes that ``torchrun`` started on this machine, each has its part.
     """
     if torch.device(device).type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -90,7 +91,8 @@ def available_memory(device: torch.device | str = "cpu") -> int:
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 available = int(line.split()[1]) * 1024
-    return int(RESERVE * min(available, _left_in_control_group(available)))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return int(RESERVE * min(available, _left_in_control_group(available))) // processes
 
 
 def _left_in_control_group(unlimited: int) -> int:

@@ -6,6 +6,7 @@ and nothing here does anything.
 """
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -40,7 +41,15 @@ class Team:
         """The processes of torch's default group; this one alone where there is none."""
         if not (distributed.is_available() and distributed.is_initialized()):
             return cls()
-        return cls(distributed.get_rank(), distributed.get_world_size())
+        team = cls(distributed.get_rank(), distributed.get_world_size())
+        try:
+            distributed.all_reduce(torch.zeros(1))
+        except RuntimeError as error:
+            raise ProcessError(
+                f"the process group cannot add up arrays of the CPU ({error}); initialise it with the backend 'gloo', "
+                "or with 'cpu:gloo,cuda:nccl' where GPUs compute"
+            ) from error
+        return team
 
     @property
     def is_first(self) -> bool:
@@ -82,14 +91,30 @@ class Team:
             raise outcome[1]
         return outcome[0]
 
+    def check_same(self, facts: dict[str, str]) -> None:
+        """Raise everywhere unless all processes have the same facts.
+
+        Raises
+        ------
+        ProcessError
+            That says in what this process, or another, differs from the first.
+        """
+        first = self.agree(lambda: facts)
+        other = [f"{key} ({value}, not {first.get(key)})" for key, value in facts.items() if value != first.get(key)]
+        if self.most(bool(other)):
+            said = ", ".join(other) or "another one differs"
+            raise ProcessError(f"the processes do not train on the same: {said}")
+
     def _together(self, operation: Callable, *arguments, **options) -> None:
         # All that goes wrong in an operation on sound arguments is that another process is gone.
         try:
             operation(*arguments, **options)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise ProcessError(
-                f"process {self.rank} of {self.size} waited for another that has stopped; see its message. What the "
-                "checkpoint holds is not lost: start again with --resume (resume=True)"
+                f"process {self.rank} of {self.size} waited for another that has stopped; see its message. Where there "
+                f"is a checkpoint, it is not lost: start again with --resume (resume=True). ({error})"
             ) from error
 
 
@@ -152,12 +177,13 @@ class Shares:
 
     def fetch(self, t: Tensor, rows: Tensor) -> Tensor:
         """Rows of a tensor that is shared out; on each process the ones that it asks for."""
-        return self.route(rows)(t)
+        fetch, place = self.halo(rows)
+        return fetch(t)[place]
 
-    def route(self, rows: Tensor) -> Callable[[Tensor], Tensor]:
-        """How to fetch some rows of any tensor that is shared out."""
+    def halo(self, rows: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """How to fetch the different ones of some rows of any tensor that is shared out, and where each then is."""
         if self.team.size == 1:
-            return lambda t: t[rows]
+            return lambda t: t, rows
         different, place = rows.unique(return_inverse=True)  # in order, and so by owners
         stops = torch.tensor([0, *(some.stop for some in self.slices)], device=rows.device)
         ends = torch.searchsorted(different, stops)
@@ -172,9 +198,9 @@ class Shares:
 
         def fetch(t: Tensor) -> Tensor:
             found = self._exchange(wanted, asked, t[served])
-            return torch.cat([found[:first], t[own], found[first:]])[place]
+            return torch.cat([found[:first], t[own], found[first:]])
 
-        return fetch
+        return fetch, place
 
     def _exchange(self, sent: list[int], received: list[int], t: Tensor) -> Tensor:
         """To each process so many rows of t, and from each so many."""
@@ -198,7 +224,7 @@ def started_together() -> Iterator[Team]:
     ProcessError
         If they do not find each other.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+    if not _is_one_of_several():
         yield Team()
         return
     on_gpus = torch.cuda.is_available() and distributed.is_nccl_available()
@@ -209,19 +235,31 @@ def started_together() -> Iterator[Team]:
         distributed.init_process_group(backend, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise ProcessError(f"the processes of torchrun did not find each other: {error}") from error
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
         yield Team.current()
     finally:
+        signal.signal(signal.SIGTERM, before)
         distributed.destroy_process_group()
+
+
+def _stop(*_) -> None:
+    raise ProcessError(
+        f"process {os.environ['RANK']} was told to stop, as torchrun does where another one has failed; see its message"
+    )
 
 
 def is_first() -> bool:
     """Whether this process is to speak and write for all that ``torchrun`` started; so is one that it did not."""
-    return os.environ.get("RANK", "0") == "0"
+    return not _is_one_of_several() or os.environ["RANK"] == "0"
+
+
+def _is_one_of_several() -> bool:
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def own_device(device: str | torch.device | None) -> str | torch.device | None:
     """For "cuda", the GPU of this process among those that ``torchrun`` started on this machine."""
-    if str(device) == "cuda" and "LOCAL_RANK" in os.environ:
-        return f"cuda:{os.environ['LOCAL_RANK']}"
+    if str(device) == "cuda" and _is_one_of_several() and torch.cuda.is_available():
+        return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
     return device

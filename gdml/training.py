@@ -175,11 +175,13 @@ def fit(
     group = _group(dataset, symmetry, reference, symprec)
     team = Team.current()
     plan = _plan(dataset, group, descriptor, kernel, noise, use_energy, use_stress, backend, device)
+    method = Method(solver, preconditioner, rank, neighbours, rtol)
+    problem = _problem(plan, method, dataset, validation, length_scale)
+    team.check_same(problem | {"backend": backend, "dtype": str(dtype), "device": device.type})
+    method.check(_size_of(plan, dataset, team))
     x = _descriptors(plan, dataset)
     team.agree(lambda: check_duplicates(dataset, x.cpu().numpy(), plan.descriptor.action(plan.group)))
-    method = Method(solver, preconditioner, rank, neighbours, rtol)
-    method.check(_size_of(plan, dataset, team))
-    journal = Journal.open(checkpoint, _problem(plan, method, dataset, validation, length_scale), resume, team)
+    journal = Journal.open(checkpoint, problem, resume, team)
     team.agree(lambda: check_energies(dataset, plan))
     if length_scale != "auto":
         chosen = Chosen(_number("length_scale", length_scale), None)
@@ -190,8 +192,9 @@ def fit(
     journal.note_length_scale(*chosen)
     monitor = ForceMonitor(expected=chosen.error)
     if validation is not None:
-        part = validation[np.arange(len(validation))[Shares(team, len(validation)).own]]
-        monitor = ForceMonitor(_features(plan, part), torch.tensor(part.forces, device=plan.device))
+        part = Shares(team, len(validation)).own
+        forces = torch.tensor(validation.forces[part], device=plan.device)
+        monitor = ForceMonitor(_features(plan, validation)[part], forces)
     force_field = _train(plan, dataset, chosen.length_scale, progress, method, monitor, journal, team, x)
     return force_field.to(dtype=dtype)
 

@@ -63,6 +63,15 @@ def test_goal_of_the_residual(expected, errors, goal):
     assert monitor.goal(operator) == pytest.approx(goal)
 
 
+def test_too_little_memory_for_processes(monkeypatch):
+    problem = cost.Problem(2000, 21, 36, 6, n_processes=4)
+    monkeypatch.setattr(memory, "available_memory", lambda *_: 10**8)
+    with pytest.raises(
+        MemoryBudgetError, match="rank 5000 takes .* of each process.* lower rank, or more"
+    ):
+        cost.choose(problem, (100, 1e-3, 1e-4), 1e-10, "cg", 5000)
+
+
 def test_small_problems_are_solved_in_closed_form(frames):
     force_field = gdml.fit(frames[:60], length_scale=20.0)
     assert force_field.details["solver"]["name"] == "cholesky"

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ase.build import bulk
+from ase.calculators.lj import LennardJones
 
 import gdml
-from gdml import checkpoints
+from gdml import checkpoints, processes
 from gdml.data import ethanol
 from gdml.errors import DataError, FitError, ProcessError
-from gdml.preconditioners import FACTORS
+from gdml.preconditioners import FACTORS, neighbours
 from gdml.processes import Shares, Team
 
 from .together import run_together
@@ -69,18 +71,17 @@ def test_alone():
         Team().agree(lambda: 1 / 0)
 
 
+ROCK_SALT = bulk("NaCl", "rocksalt", a=5.6, cubic=True) * (2, 1, 1)
+
+
 def crystal() -> gdml.Dataset:
     """Displaced rock salt: translations, and so Fourier sums; forces of a pair potential."""
-    from ase.build import bulk
-    from ase.calculators.lj import LennardJones
-
-    ideal, rng = bulk("NaCl", "rocksalt", a=5.6, cubic=True) * (2, 1, 1), np.random.default_rng(0)
-    frames = []
-    for _ in range(9):
-        atoms = ideal.copy()
+    frames, rng = [], np.random.default_rng(0)
+    for _ in range(10):
+        atoms = ROCK_SALT.copy()
         atoms.positions += 0.1 * rng.normal(size=atoms.positions.shape)
         atoms.calc = LennardJones(sigma=2.4, epsilon=0.1, rc=5.0)
-        atoms.get_forces()
+        atoms.get_stress()
         frames.append(atoms)
     return gdml.read(frames)
 
@@ -195,17 +196,73 @@ def test_a_process_that_dies_stops_the_others(tmp_path, capfd):
     np.testing.assert_allclose(resumed.w, alone.w, atol=1e-8 * np.abs(alone.w).max(), rtol=0)
 
 
+def in_small_steps() -> gdml.ForceField:
+    """Shares of different sizes, and so steps in which some processes have nothing to do."""
+    neighbours.TILE = 1
+    return gdml.fit(crystal(), **CASES["translations"] | {"use_stress": True}, reference=ROCK_SALT)
+
+
+def test_uneven_shares(tmp_path, monkeypatch):
+    """Ten geometries for three processes, one block at a time."""
+    found = run_together(tmp_path, in_small_steps, size=3)
+    alone = gdml.fit(crystal(), **CASES["translations"] | {"use_stress": True}, reference=ROCK_SALT)
+    for one in found:
+        np.testing.assert_allclose(one.w, alone.w, atol=1e-8 * np.abs(alone.w).max(), rtol=0)
+
+
+def odd_trainings() -> list:
+    """A single geometry to validate with; then different settings, data and precisions."""
+    frames, first = ethanol(), Team.current().is_first
+    found = [gdml.fit(frames[:12], validation=frames[100:101], **TIGHT)]
+    for data, settings in (
+        (frames[:20], {"noise": 1e-3 if first else 1e-2}),
+        (frames[:20] if first else frames[1:21], {}),
+        (frames[:20] if first else frames[:19], {}),
+        (frames[:20], {"dtype": "float64" if first else "float32"}),
+    ):
+        with pytest.raises(ProcessError) as caught:
+            gdml.fit(data, **TIGHT | settings)
+        found.append(str(caught.value))
+    return found
+
+
+def test_what_processes_do_not_share(tmp_path):
+    """Each is named, on all of them."""
+    for rank, (force_field, *messages) in enumerate(run_together(tmp_path, odd_trainings)):
+        assert len(force_field.y) == 12
+        for message, name in zip(messages, ("noise", "geometries", "geometries", "dtype"), strict=True):
+            assert "do not train on the same" in message
+            assert (name if rank else "another one differs") in message
+
+
+def test_a_rank_alone_is_none(tmp_path, monkeypatch):
+    """As some batch systems set it for single programs."""
+    monkeypatch.setenv("RANK", "1")
+    assert processes.is_first()
+    with processes.started_together() as team:
+        assert team.size == 1
+
+
 def test_on_the_command_line(tmp_path):
     data, models = tmp_path / "ethanol.extxyz", [tmp_path / "one.npz", tmp_path / "two.npz"]
     ethanol()[:60].write(data)
     arguments = ["train", data, "--n-train", "40", "--n-valid", "10", "--length-scale", "20", "--solver", "cg"]
-    arguments += ["--noise", "1e-3", "--rtol", "1e-10", "--quiet", "--output"]
+    arguments += [
+        "--noise",
+        "1e-3",
+        "--rtol",
+        "1e-10",
+        "--quiet",
+        "--learning-curve",
+        tmp_path / "curve.png",
+        "--output",
+    ]
     started = [[], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]]
     for model, start in zip(models, started):
         command = [sys.executable, *start, "-m", "gdml", *map(str, [*arguments, model])]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count("validation: ") == 1
+        assert done.stdout.count("validation: ") == 1 and done.stdout.count("n = 40: ") == 1
         assert "gdml: error" not in done.stderr
     one, two = map(gdml.load, models)
     np.testing.assert_allclose(one.w, two.w, atol=1e-8 * np.abs(one.w).max(), rtol=0)

@@ -16,6 +16,7 @@ RIDGE = 0.03
 # Numbers in the conditioning sets that are treated at a time.
 TILE = 4 * 1024 * 1024
 ARRAYS = 4  # of this size at a time
+COLUMNS = 128  # of the factor that are treated together
 
 
 class Uniform:
@@ -78,13 +79,15 @@ class Neighbours:
         members, width = self.sets.shape[1], self.sets.shape[1] * self.size
         self.weights = factor.new_empty(len(self.sets), width, self.size)
         step = max(1, tile(factor.device, TILE, ARRAYS) // (width * (width + factor.shape[1])))
-        if self.blocks.team.size > 1:
+        if self.blocks.team.size > 1 and members > 1:
             # Rows of the factor that belong to others take as much memory as its own: the fewer
             # steps, the fewer rows have to come twice.
             step = max(step, -(-self.blocks.n // self.blocks.team.size) // members)
-        own = torch.arange(len(self.sets), device=factor.device)
+        own, self._is_sound = torch.arange(len(self.sets), device=factor.device), True
         for some in self.blocks.in_step(own, self.blocks.team.least(step)):
             self.weights[some] = self._solve(operator, factor, ridge, some)
+        if self.blocks.team.most(not self._is_sound):
+            raise FitError("what the preconditioner leaves out is not positive definite; raise the noise, or its rank")
 
     def _solve(self, operator: LinearOperator, factor: Tensor, ridge: Tensor, some: Tensor) -> Tensor:
         """W's column blocks for some of the blocks, (b, width, L)."""
@@ -101,23 +104,33 @@ class Neighbours:
         rest.diagonal(dim1=1, dim2=2).add_(~valid)
         last = rest.new_zeros(members * size, size)
         last[-size:].diagonal(dim1=0, dim2=1).fill_(1.0)
-        return torch.linalg.solve_triangular(_cholesky(rest, ridge.repeat(members)).mT, last, upper=True)
+        triangles = _cholesky(rest, ridge.repeat(members))
+        self._is_sound &= triangles is not None
+        return 0.0 if triangles is None else torch.linalg.solve_triangular(triangles.mT, last, upper=True)
 
     def whiten(self, r: Tensor) -> Tensor:
         """Wᵀ r for r (n, m)."""
-        rows = self.unknowns.gather(r).view(-1, self.size, r.shape[1])[self.sets].flatten(1, 2)
+        if self.sets.shape[1] == 1:
+            rows = r.view(-1, self.size, r.shape[1])
+        else:
+            rows = self.unknowns.gather(r).view(-1, self.size, r.shape[1])[self.sets].flatten(1, 2)
         return (self.weights.mT @ rows).flatten(0, 1)
 
     def whiten_(self, factor: Tensor) -> None:
         """Wᵀ F for F (n, k), in its memory."""
-        blocks, fetch = factor.view(-1, self.size, factor.shape[1]), self.blocks.route(self.sets.flatten())
-        at_once = max(1, tile(factor.device, TILE, ARRAYS) // self.weights[..., 0].numel())
-        for columns in blocks.split(self.blocks.team.least(at_once), 2):
-            columns.copy_(self.weights.mT @ fetch(columns).reshape(*self.weights.shape[:2], columns.shape[2]))
+        blocks, (fetch, place) = factor.view(-1, self.size, factor.shape[1]), self.blocks.halo(self.sets.flatten())
+        step = max(1, tile(factor.device, TILE, ARRAYS) // (self.weights.shape[1] * COLUMNS))
+        parts = list(zip(place.view_as(self.sets).split(step), self.weights.split(step)))
+        for columns in blocks.split(COLUMNS, 2):
+            near = fetch(columns)
+            found = [weights.mT @ near[rows].flatten(1, 2) for rows, weights in parts]
+            columns.copy_(torch.cat(found))
 
     def unwhiten(self, z: Tensor) -> Tensor:
         """W z for z (n, m)."""
         spread = self.weights @ z.view(-1, self.size, z.shape[1])
+        if self.sets.shape[1] == 1:
+            return spread.view_as(z)
         result = z.new_zeros(self.blocks.n, self.size, z.shape[1])
         result.index_add_(0, self.sets.flatten(), spread.view(-1, self.size, z.shape[1]))
         return self.blocks.sum(result)[self.blocks.own].view_as(z)
@@ -147,18 +160,18 @@ def _symmetric_blocks(operator: LinearOperator, sets: Tensor) -> Tensor:
     if members == 1:
         return operator.diagonal_blocks()[sets[:, 0] - operator.shares.own.start].clone()
     left, right = torch.tril_indices(members, members, device=sets.device)
-    found = operator.blocks(sets[:, left].flatten(), sets[:, right].flatten()).view(b, -1, size, size)
+    found = operator.blocks(sets[:, left].flatten(), sets[:, right].flatten()).view(b, len(left), size, size)
     result = found.new_empty(b, members, members, size, size)
     result[:, right, left] = found.mT
     result[:, left, right] = found
     return result.transpose(2, 3).reshape(b, members * size, members * size)
 
 
-def _cholesky(rest: Tensor, ridge: Tensor) -> Tensor:
-    """Cholesky factors of a batch, with as many ridges on the diagonal as it takes."""
+def _cholesky(rest: Tensor, ridge: Tensor) -> Tensor | None:
+    """Cholesky factors of a batch, with as many ridges on the diagonal as it takes; None where none will do."""
     for multiple in (1.0, 9.0, 90.0, 900.0):
         rest.diagonal(dim1=1, dim2=2).add_(multiple * ridge)
         factors, info = torch.linalg.cholesky_ex(rest)
         if not info.any():
             return factors
-    raise FitError("what the preconditioner leaves out is not positive definite; raise the noise, or its rank")
+    return None
