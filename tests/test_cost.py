@@ -66,9 +66,7 @@ def test_goal_of_the_residual(expected, errors, goal):
 def test_too_little_memory_for_processes(monkeypatch):
     problem = cost.Problem(2000, 21, 36, 6, n_processes=4)
     monkeypatch.setattr(memory, "available_memory", lambda *_: 10**8)
-    with pytest.raises(
-        MemoryBudgetError, match="rank 5000 takes .* of each process.* lower rank, or more"
-    ):
+    with pytest.raises(MemoryBudgetError, match="rank 5000 takes .* of each process.* lower rank, or more"):
         cost.choose(problem, (100, 1e-3, 1e-4), 1e-10, "cg", 5000)
 
 

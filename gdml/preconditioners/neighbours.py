@@ -83,6 +83,7 @@ class Neighbours:
             # Rows of the factor that belong to others take as much memory as its own: the fewer
             # steps, the fewer rows have to come twice.
             step = max(step, -(-self.blocks.n // self.blocks.team.size) // members)
+        self.order, self.step = order, step
         own, self._is_sound = torch.arange(len(self.sets), device=factor.device), True
         for some in self.blocks.in_step(own, self.blocks.team.least(step)):
             self.weights[some] = self._solve(operator, factor, ridge, some)
@@ -118,13 +119,24 @@ class Neighbours:
 
     def whiten_(self, factor: Tensor) -> None:
         """Wᵀ F for F (n, k), in its memory."""
+        if self.blocks.team.size > 1:
+            self._whiten_shared(factor)
+            return
+        blocks = factor.view(-1, self.size, factor.shape[1])
+        # Last first, so that what comes before is found untouched.
+        for some in self.order.flip(0).split(self.step):
+            blocks[some] = self.weights[some].mT @ blocks[self.sets[some]].flatten(1, 2)
+
+    def _whiten_shared(self, factor: Tensor) -> None:
+        """The same by columns, whose rows come from other processes: in turn, blocks would be waited for."""
         blocks, (fetch, place) = factor.view(-1, self.size, factor.shape[1]), self.blocks.halo(self.sets.flatten())
-        step = max(1, tile(factor.device, TILE, ARRAYS) // (self.weights.shape[1] * COLUMNS))
+        step = max(1, tile(factor.device, TILE, ARRAYS) // (4 * self.weights.shape[1] * COLUMNS))
         parts = list(zip(place.view_as(self.sets).split(step), self.weights.split(step)))
         for columns in blocks.split(COLUMNS, 2):
-            near = fetch(columns)
-            found = [weights.mT @ near[rows].flatten(1, 2) for rows, weights in parts]
-            columns.copy_(torch.cat(found))
+            near, found = fetch(columns).contiguous(), columns.new_empty(columns.shape)
+            for (rows, weights), into in zip(parts, found.split(step)):
+                torch.bmm(weights.mT, near[rows].flatten(1, 2), out=into)
+            columns.copy_(found)
 
     def unwhiten(self, z: Tensor) -> Tensor:
         """W z for z (n, m)."""
