@@ -35,6 +35,8 @@ benchmarks: setup
 	$(BIN)/python benchmarks/cg.py
 	$(BIN)/python benchmarks/crystals.py
 	$(BIN)/python benchmarks/path_integrals.py
+	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/processes.py
 	$(BIN)/python benchmarks/tables.py
 	$(BIN)/python benchmarks/figures.py
 

@@ -340,14 +340,16 @@ def gpu_batches(result: dict) -> list[list[str]]:
 
 
 def gpu_runs(result: dict) -> list[list[str]]:
-    rows = [["Device", "Molecule", "Training (s)", "of GEMM's rate", "MD (steps/s)", "PIMD, 32 beads (steps/s)"]]
+    rows = [["Device", "Molecule", "MD (steps/s)", "PIMD, 32 beads (steps/s)", "Training (s)", "of GEMM's rate"]]
     for name, case in _kinds(result):
-        for training, run in zip(case.get("training", []), case.get("dynamics", [])):
-            share = training.get("products_of_gemm_rate")
-            cells = [f"{training['seconds']:.1f}", "" if share is None else f"{100 * share:.0f} %"]
-            cells += [f"{run['md_steps_s']:.0f}", f"{run['pimd_steps_s']:.0f}"]
-            rows.append([name, training["molecule"], *cells])
-    return _even(rows + _missing(result, "training"))
+        trainings = {row["molecule"]: row for row in case.get("training", [])}
+        for run in case.get("dynamics", []):
+            training = trainings.get(run["molecule"], {})
+            seconds, share = training.get("seconds"), training.get("products_of_gemm_rate")
+            cells = [f"{run['md_steps_s']:.0f}", f"{run['pimd_steps_s']:.0f}"]
+            cells += ["" if seconds is None else f"{seconds:.1f}", "" if share is None else f"{100 * share:.0f} %"]
+            rows.append([name, run["molecule"], *cells])
+    return _even(rows + _missing(result, "dynamics"))
 
 
 def gpu_crystal(result: dict) -> list[list[str]]:

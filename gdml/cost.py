@@ -9,6 +9,7 @@ import torch
 from . import memory
 from .errors import MemoryBudgetError
 from .memory import check_closed_form, closed_form_bytes
+from .operators import DENSE
 
 # A core that does r operations in a second moves about r / 5 bytes, measured.
 OPERATIONS_PER_BYTE = 5
@@ -102,7 +103,8 @@ class Problem:
         matrix, descriptors, and vectors. With neighbours, rows of others take as much as the own
         part of the factor, and are copied once: f = 3 for several processes, else 1.
         """
-        duals = 2 * self.n_frames * self.size * self.n_labels
+        # Of large molecules they are made where they are needed.
+        duals = min(2 * self.n_frames * self.size * self.n_labels, 2 * DENSE * self.n_processes)
         if self.n_translations > 1:
             duals = min(duals, memory.FOURIER) + memory.FOURIER
         near = self.n_unknowns * self.n_labels * (self.neighbours + 1)

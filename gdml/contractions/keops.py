@@ -2,7 +2,7 @@ r"""The contraction of 1-jets as a symbolic reduction of KeOps, compiled for eac
 
 Of each pair (x, y) the products x·y and x·w are formed, all else is scalar
 until the sum: no tile of (queries, references) is ever stored. As everywhere,
-distances come from |x|² + |y|² - 2 x·y, so that two kinds of products remain.
+distances come from ``|x|² + |y|² - 2 x·y``, so that two kinds of products remain.
 Both are needed where the sum's vectors y and w are, so that KeOps' scheme for
 long vectors, which wants a single product that the sum does not use, cannot
 apply: this way is for descriptors of up to some dozens of entries.
