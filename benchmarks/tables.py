@@ -369,16 +369,17 @@ def _even(rows: list[list[str]]) -> list[list[str]]:
 
 
 def processes_training(result: dict) -> list[list[str]]:
-    head = ["Training", "n", "One (s)", "Two (s)", "Efficiency", "Iterations", "Difference of α"]
+    head = ["Training", "n", "One; model (s)", "Two; model (s)", "Efficiency", "Iterations", "Difference of α"]
     rows = [[*head, "Memory of each: one, two; model (GB)", "Received; model (MB)"]]
     for row in result["training"]:
         memory, model = ([f"{value:.2f}" for value in row[name]] for name in ("peak_GB", "predicted_GB"))
+        one, two = row["predicted_s"]
         rows.append(
             [
                 row["case"],
                 str(row["n_train"]),
-                f"{row['one_s']:.1f}",
-                f"{row['two_s']:.1f}",
+                f"{row['one_s']:.1f}; {one:.1f}",
+                f"{row['two_s']:.1f}; {two:.1f}",
                 f"{row['efficiency']:.2f}",
                 ", ".join(map(str, row["iterations"])),
                 f"{row['largest_difference']:.0e}",
@@ -391,9 +392,14 @@ def processes_training(result: dict) -> list[list[str]]:
 
 def processes_large(result: dict) -> list[list[str]]:
     head = ["Training", "Unknowns", "Rank", "Processes"]
-    rows = [[*head, "Memory of each (GB)", "Received by each (GB)", "Operations of each"]]
+    rows = [[*head, "Memory of each (GB)", "Received by each (GB)", "Operations of each", "Hours"]]
     for row in result["large"]:
-        cells = [f"{row['GB_each']:.0f}", f"{row['received_GB_each']:.0f}", f"{row['Pflop_each']:.2g} · 10¹⁵"]
+        cells = [
+            f"{row['GB_each']:.0f}",
+            f"{row['received_GB_each']:.0f}",
+            f"{row['Pflop_each']:.2g} · 10¹⁵",
+            f"{row['hours']:.1f}",
+        ]
         rows.append([row["case"], str(row["unknowns"]), str(row["rank"]), str(row["processes"]), *cells])
     return rows
 
