@@ -16,6 +16,7 @@ from ._version import __version__
 # seconds to load, and the command line has to say how its threads wait before
 # that.
 _HOME = {
+    "AutogradDescriptor": "descriptors",
     "CrystalGroup": "symmetry",
     "Dataset": "dataset",
     "ForceField": "force_field",
@@ -23,6 +24,7 @@ _HOME = {
     "GDMLError": "errors",
     "GDMLWarning": "errors",
     "InverseDistances": "descriptors",
+    "ManyBody": "descriptors",
     "Metrics": "metrics",
     "PeriodicInverseDistances": "descriptors",
     "PermutationGroup": "symmetry",
@@ -37,13 +39,15 @@ _HOME = {
     "molecular_group": "symmetry",
     "phonons": "lattice_dynamics",
     "read": "dataset",
+    "relax": "minima",
     "symmetrised_reference": "symmetry",
+    "vibrations": "minima",
 }
 
 __all__ = ["__version__", *_HOME]
 
 
-_MODULES = {"data", "dynamics", "errors", "plots"} | set(_HOME.values())
+_MODULES = {"data", "dynamics", "errors", "kernels", "plots"} | set(_HOME.values())
 
 
 def __getattr__(name: str):

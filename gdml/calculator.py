@@ -7,8 +7,9 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 
 from .errors import ExtrapolationWarning, ModelMismatchError
-from .force_field import Excess, ForceField
+from .force_field import ForceField
 from .models import load
+from .region import Excess
 
 
 class GDMLCalculator(Calculator):

@@ -4,7 +4,7 @@ import numpy as np
 
 from .dataset import Dataset
 from .errors import DataError, SymmetryError, name_frames
-from .symmetry import Action, PermutationGroup
+from .symmetry import Action, Environments, PermutationGroup
 
 
 def check_labels(dataset: Dataset, use_energy: bool) -> None:
@@ -43,8 +43,11 @@ def check_group(dataset: Dataset, group: PermutationGroup) -> None:
         )
 
 
-def check_duplicates(dataset: Dataset, x: np.ndarray, action: Action) -> None:
+def check_duplicates(dataset: Dataset, x: np.ndarray, action: Action | Environments) -> None:
     """Raise if two geometries are the same up to the group, by their descriptors x (M, D)."""
+    if isinstance(action, Environments):
+        identity = np.arange(action.size)[None]
+        x, action = action.sorted(x), Action(identity, identity)
     pairs = _duplicates(x, action)
     if pairs:
         listed = ", ".join(" and ".join(str(dataset.frame_numbers[i]) for i in pair) for pair in pairs[:5])

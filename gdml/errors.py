@@ -61,6 +61,12 @@ class ProcessError(FitError):
     """Several processes of one training that cannot work together, or of which one has stopped."""
 
 
+class ConvergenceError(GDMLError, RuntimeError):
+    """Iterations that ended without a result."""
+
+    exit_code = 4
+
+
 class DynamicsError(GDMLError, RuntimeError):
     """Molecular dynamics that left every meaningful region."""
 

@@ -15,15 +15,16 @@ from ase.formula import Formula
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .contractions import check_backend, contraction
-from .descriptors import InverseDistances, PairDescriptor, PairFeatures, SideBySide
-from .errors import DataError, ModelMismatchError
+from .contractions import Contraction, check_backend, contraction
+from .descriptors import Descriptor, Features, InverseDistances, ManyBody
+from .errors import DataError, FitError, ModelMismatchError
 from .geometry import pair_distances, pair_indices
 from .hardware import check_devices, check_precision, in_tiles, memory_explained, parts
 from .kernels import RadialKernel
 from .npz import write_archive
+from .region import Excess, Region, is_of_pairs, over_group, ranges_by_element, watched
 from .sgdml_models import to_sgdml
-from .symmetry import Action, CrystalGroup, PermutationGroup
+from .symmetry import Action, CrystalGroup, Environments, PermutationGroup
 
 FORMAT = "gdml-force-field"
 SCHEMA = 1
@@ -46,15 +47,6 @@ class Prediction(NamedTuple):
     stress: np.ndarray | None = None
 
 
-class Excess(NamedTuple):
-    """A pair of atoms outside the range of its distances in the training data."""
-
-    atoms: tuple[int, int]
-    distance: float
-    shortest: float
-    longest: float
-
-
 @dataclass(frozen=True, eq=False)
 class ForceField:
     r"""A symmetrised gradient-domain kernel force field.
@@ -69,7 +61,7 @@ class ForceField:
     Parameters
     ----------
     numbers : (N,) int array
-    descriptor : InverseDistances, or a periodic one
+    descriptor : Descriptor
         φ.
     group : PermutationGroup
         S.
@@ -86,6 +78,10 @@ class ForceField:
     details : dict
         Where the force field comes from: name, n_train, noise, fingerprint of
         the training data, whether energies are "absolute" or "relative", errors.
+    ranges : (2, N (N - 1) / 2) array or None
+        The region of the training data (`gdml.region.ranges_of`), where references do not tell it.
+    reference_numbers : (N',) int array or None
+        The atoms of the training geometries, where these are others (`for_atoms`).
     devices : tuple of str
         Where it is evaluated; batches are shared out to them. These last three are no
         part of a model file: see `to`.
@@ -96,7 +92,7 @@ class ForceField:
     """
 
     numbers: np.ndarray
-    descriptor: PairDescriptor | SideBySide
+    descriptor: Descriptor
     group: PermutationGroup
     kernel: RadialKernel
     y: np.ndarray
@@ -104,6 +100,8 @@ class ForceField:
     w: np.ndarray
     offset: float = 0.0
     details: dict[str, Any] = field(default_factory=dict)
+    ranges: np.ndarray | None = None
+    reference_numbers: np.ndarray | None = None
     devices: tuple[str, ...] = ("cpu",)
     dtype: str = "float64"
     backend: str = "auto"
@@ -148,6 +146,50 @@ class ForceField:
         _ = changed._jets  # what does not work fails here, not amid dynamics
         return changed
 
+    def for_atoms(self, numbers: ArrayLike) -> "ForceField":
+        """The same force field for other atoms, where it is a sum over atoms (`gdml.ManyBody`).
+
+        Its region are then the smallest distances of each pair of elements in training.
+        Energies are absolute for a multiple of the training composition, else relative.
+
+        Parameters
+        ----------
+        numbers : (N',) int array
+            Of elements that it was trained on.
+
+        Returns
+        -------
+        ForceField
+
+        Raises
+        ------
+        ModelMismatchError
+            If it is not a sum over atoms, or does not know an element.
+        """
+        numbers = np.asarray(numbers, dtype=int)
+        if not isinstance(self.descriptor, ManyBody):
+            raise ModelMismatchError(
+                f"this force field is for the geometries of {self.formula} as a whole; for other atoms train one with "
+                "descriptor=gdml.ManyBody()"
+            )
+        try:
+            descriptor = self.descriptor.for_atoms(numbers)
+        except FitError as error:
+            raise ModelMismatchError(f"this force field was trained on {self.formula}: {error}") from error
+        counts = [np.bincount(z, minlength=120) for z in (numbers, self.numbers)]
+        multiple = len(numbers) / len(self.numbers)
+        is_multiple = np.array_equal(counts[0], multiple * counts[1]) and not self.energies_are_relative
+        return replace(
+            self,
+            numbers=numbers,
+            descriptor=descriptor,
+            group=PermutationGroup.trivial(len(numbers)),
+            offset=multiple * self.offset if is_multiple else 0.0,
+            details=self.details | {"energies": "absolute" if is_multiple else "relative"},
+            ranges=ranges_by_element(self.ranges, self.numbers, numbers),
+            reference_numbers=self.numbers if self.reference_numbers is None else self.reference_numbers,
+        )
+
     @property
     def device(self) -> torch.device:
         """The first of the devices; a single geometry is evaluated there."""
@@ -172,13 +214,29 @@ class ForceField:
         return self.details.get("energies") == "relative"
 
     @cached_property
-    def _action(self) -> Action:
+    def _action(self) -> Action | Environments:
         return self.descriptor.action(self.group)
 
     @cached_property
     def _jets(self):
         y, c, w = (None if v is None else torch.tensor(v, device=self.device) for v in (self.y, self.c, self.w))
-        return contraction(self.kernel, y, self._action, self.backend, check_precision(self.dtype)).bind(c, w)
+        return self._contraction(y, self.backend, check_precision(self.dtype)).bind(c, w)
+
+    @cached_property
+    def _curvature(self):
+        y, c, w = (None if v is None else torch.tensor(v, device=self.device) for v in (self.y, self.c, self.w))
+        return self._contraction(y).bind_curvature(c, w)
+
+    def _contraction(self, y: Tensor, backend: str = "auto", dtype: torch.dtype = torch.float64) -> Contraction:
+        queries = None if self.reference_numbers is None else self._action
+        return contraction(self.kernel, y, self.reference_action, backend, dtype, queries)
+
+    @property
+    def reference_action(self) -> Action | Environments:
+        """How the descriptors of the training geometries are compared."""
+        if self.reference_numbers is None:
+            return self._action
+        return self.descriptor.for_atoms(self.reference_numbers).action(self.group)
 
     @cached_property
     def _copies(self) -> list["ForceField"]:
@@ -192,17 +250,12 @@ class ForceField:
     @property
     def pbc(self) -> tuple[bool, bool, bool] | None:
         """Directions in which the atoms repeat; None for a molecule."""
-        return getattr(self._part, "pbc", None)
+        return self.descriptor.pbc if any(self.descriptor.pbc) else None
 
     @property
     def cell(self) -> np.ndarray | None:
         """The cell (3, 3) of the training geometries, Å; None for a molecule."""
-        return np.array(self._part.cell) if self.is_periodic else None
-
-    @property
-    def _part(self) -> PairDescriptor:
-        """The descriptor, or the first of several."""
-        return self.descriptor.parts[0] if isinstance(self.descriptor, SideBySide) else self.descriptor
+        return np.array(self.descriptor.cell) if self.is_periodic else None
 
     def predict(self, positions: ArrayLike, cell: ArrayLike | None = None, stress: bool = False) -> Prediction:
         """Energy and forces of one geometry or of a batch.
@@ -271,6 +324,76 @@ class ForceField:
             return found[0]
         return tuple(torch.cat(part) for part in zip(*(found[start] for start in sorted(found)), strict=True))
 
+    def hessian(self, positions: ArrayLike, cell: ArrayLike | None = None) -> np.ndarray:
+        """Second derivatives of the energy by all positions, as the derivative of the contraction gives them.
+
+        Parameters
+        ----------
+        positions : (N, 3) array, Å
+        cell : (3, 3) array, Å, optional
+            Of a periodic system; by default that of the training geometries.
+
+        Returns
+        -------
+        (3N, 3N) array, eV/Å²
+            In the order x, y, z of the first atom, then of the second.
+
+        Raises
+        ------
+        DataError
+            As `predict`.
+        """
+        n = 3 * len(self.numbers)
+        hessian = self.hessian_products(positions, np.eye(n).reshape(n, -1, 3), cell).reshape(n, n)
+        return 0.5 * (hessian + hessian.T)
+
+    def hessian_products(self, positions: ArrayLike, vectors: ArrayLike, cell: ArrayLike | None = None) -> np.ndarray:
+        r"""Products of the matrix of second derivatives with vectors, without the matrix.
+
+        .. math::
+
+           \frac{\partial^2 E}{\partial R^2} v
+           = J^T \frac{\partial^2 e}{\partial x^2} J v + \frac{\partial (J^T g)}{\partial R} v ,
+
+        with g = ∂e/∂x held fixed in the second term.
+
+        Parameters
+        ----------
+        positions : (N, 3) array, Å
+        vectors : (k, N, 3) array
+        cell : (3, 3) array, Å, optional
+
+        Returns
+        -------
+        (k, N, 3) array
+            In eV/Å² times the unit of the vectors.
+
+        Raises
+        ------
+        DataError
+            As `predict`, and for vectors of another shape.
+        """
+        given = self._checked(positions, cell, False)
+        vectors = _tensor(vectors).to(self.device)
+        if given.ndim != 2 or vectors.ndim != 3 or vectors.shape[1:] != given.shape:
+            raise DataError(f"one geometry (N, 3) and vectors (k, N, 3) are needed, not {given.shape}, {vectors.shape}")
+        features = self._features(given[None], cell)
+        g = self._jets(features.x)[1]
+        repeated = features.map(lambda part: part.expand(len(vectors), *part.shape[1:]))
+        products = repeated.vjp(self._curvature(features.x[0], repeated.jvp(vectors)))
+        products += self._bent(given[None], g, vectors, cell)
+        if not bool(products.isfinite().all()):
+            raise DataError(self._name_wrong(given[None], features.x.sum(1) * torch.nan, products[:1]))
+        return products.cpu().numpy()
+
+    def _bent(self, positions: Tensor, g: Tensor, vectors: Tensor, cell: ArrayLike | None) -> Tensor:
+        """The part of products with the Hessian that comes from the descriptor's second derivatives."""
+        with torch.enable_grad():
+            leaf = positions.to(self.device).requires_grad_()
+            x = self.descriptor.evaluate(leaf, **self._cells(cell)).x
+            (gradient,) = torch.autograd.grad(x, leaf, g, create_graph=True)
+            return torch.autograd.grad(gradient, leaf, vectors[:, None], is_grads_batched=True)[0][:, 0]
+
     def judged(
         self, positions: ArrayLike, cell: ArrayLike | None = None, stress: bool = False
     ) -> tuple[Prediction, list[Excess]]:
@@ -284,7 +407,7 @@ class ForceField:
         if not bool((energy + forces.sum()).isfinite()):
             raise DataError(self._name_wrong(given, energy, forces))
         prediction = Prediction(float(energy), forces[0].numpy(), pressure[0].numpy() if stress else None)
-        return prediction, self._excesses(features.x[0].cpu().numpy())
+        return prediction, self._region.excesses(self._watched(features, given, cell)[0])
 
     def precision_error(self, positions: ArrayLike, cell: ArrayLike | None = None) -> float:
         """Root mean square difference of the forces to those in double precision, eV/Å.
@@ -331,7 +454,7 @@ class ForceField:
     def _predict(self, positions: Tensor, cells: np.ndarray | None, stress: bool) -> tuple[Tensor, Tensor, Tensor]:
         return self._from_features(self._features(positions, cells, stress), cells, stress)
 
-    def _from_features(self, features: PairFeatures, cells: ArrayLike | None, stress: bool) -> tuple[Tensor, ...]:
+    def _from_features(self, features: Features, cells: ArrayLike | None, stress: bool) -> tuple[Tensor, ...]:
         e, g = self._jets(features.x)
         pressure = e.new_empty(len(e), 0)
         if stress:
@@ -339,24 +462,24 @@ class ForceField:
             pressure = features.strain_vjp(g) / g.new_tensor(volumes).reshape(-1, 1)
         return e + self.offset, features.vjp(-g), pressure
 
-    def _features(self, positions: Tensor, cells: ArrayLike | None = None, strain: bool = False):
-        positions = positions.to(self.device)
-        if not self.is_periodic:
-            return self.descriptor.evaluate(positions)
-        return self.descriptor.evaluate(positions, cells=cells, strain=strain)
+    def _features(self, positions: Tensor, cells: ArrayLike | None = None, strain: bool = False) -> Features:
+        strain = {"strain": strain} if self.is_periodic else {}
+        return self.descriptor.evaluate(positions.to(self.device), **self._cells(cells), **strain)
 
     @cached_property
-    def _range(self) -> tuple[np.ndarray, np.ndarray]:
-        """Range of each descriptor entry over the training geometries and the group."""
-        return self._action.reduce(self.y.min(0), np.min), self._action.reduce(self.y.max(0), np.max)
+    def _region(self) -> Region:
+        if is_of_pairs(self.descriptor):
+            return Region(self.descriptor, over_group(self.y, self._action))
+        return Region(watched(self.descriptor), self.ranges)
 
-    @cached_property
-    def _region(self) -> tuple[np.ndarray, np.ndarray]:
-        """The same, widened."""
-        low, high = self._range
-        # Half of the width, and something for distances that training holds fixed.
-        margin = np.maximum(0.5 * (high - low), 0.01 * np.abs(high + low))
-        return low - margin, high + margin
+    def _watched(self, features: Features, positions: Tensor, cells: ArrayLike | None) -> np.ndarray:
+        """Descriptors (M, D) of the pairs that the region is about."""
+        if not is_of_pairs(self.descriptor):
+            features = self._region.descriptor.evaluate(positions.to(self.device), **self._cells(cells))
+        return features.x.cpu().numpy()
+
+    def _cells(self, cells: ArrayLike | None) -> dict[str, ArrayLike | None]:
+        return {"cells": cells} if self.is_periodic else {}
 
     def outside(self, positions: ArrayLike, cell: ArrayLike | None = None) -> list[Excess]:
         """Pairs of atoms that are far out of the range of the training data.
@@ -375,7 +498,9 @@ class ForceField:
         list of Excess
             Empty where all is well; worst first.
         """
-        return self._excesses(self._features(_tensor(positions)[None], cell).x[0].cpu().numpy())
+        given = _tensor(positions)[None].to(self.device)
+        features = self._region.descriptor.evaluate(given, **self._cells(cell))
+        return self._region.excesses(features.x[0].cpu().numpy())
 
     def farthest_outside(self, positions: Tensor, cells: Tensor | None = None) -> tuple[float, Excess | None]:
         """Of a batch (M, N, 3), the pair of atoms whose distance is farthest out of its range in training, and how far.
@@ -383,29 +508,9 @@ class ForceField:
         As a multiple of the width of that range (or of 2 % of the distance). Up to half a
         width all counts as inside, and the result is 0.0 and None.
         """
-        cells = cells if self.is_periodic else None
-        x = self._features(_tensor(positions), None if cells is None else cells.cpu().numpy()).x.cpu().numpy()
-        shortest, longest = (self.descriptor.distances(end) for end in reversed(self._range))
-        distances = self.descriptor.distances(x)
-        widths = np.maximum(distances - longest, shortest - distances)
-        widths /= np.maximum(longest - shortest, 0.02 * longest)
-        geometry, entry = np.unravel_index(np.argmax(widths), widths.shape)
-        if not widths[geometry, entry] > 0.5:
-            return 0.0, None
-        return float(widths[geometry, entry]), self._excess(int(entry), x[geometry, entry])
-
-    def _excesses(self, x: np.ndarray) -> list[Excess]:
-        low, high = self._region
-        excess = np.maximum(low - x, x - high)
-        if excess.max() <= 0:
-            return []
-        worst = np.argsort(-excess / (high - low + 1e-12))
-        return [self._excess(int(k), x[k]) for k in worst if excess[k] > 0]
-
-    def _excess(self, entry: int, value: float) -> Excess:
-        ends = (self.descriptor.explain(entry, v[entry])[2] for v in reversed(self._range))
-        first, second, distance = self.descriptor.explain(entry, value)
-        return Excess((first, second), distance, *ends)
+        cells = None if cells is None else cells.cpu().numpy()
+        features = self._region.descriptor.evaluate(_tensor(positions).to(self.device), **self._cells(cells))
+        return self._region.farthest(features.x.cpu().numpy())
 
     def check_atoms(self, numbers: ArrayLike) -> None:
         """Raise unless these are the atoms the force field was trained for, in its order.
@@ -450,7 +555,7 @@ class ForceField:
     def _fields(self) -> dict[str, np.ndarray]:
         recipe = {
             "descriptor": self.descriptor.recipe(),
-            "kernel": {"name": self.kernel.name, "length_scale": self.kernel.length_scale},
+            "kernel": self.kernel.recipe(),
             "details": self.details,
         }
         fields = {
@@ -465,8 +570,8 @@ class ForceField:
             "force_coefficients": self.w,
             "offset": self.offset,
         }
-        if self.c is not None:
-            fields["energy_coefficients"] = self.c
+        optional = {"energy_coefficients": self.c, "ranges": self.ranges, "reference_numbers": self.reference_numbers}
+        fields |= {name: value for name, value in optional.items() if value is not None}
         return {name: np.asarray(value) for name, value in fields.items()}
 
     def _sgdml_fields(self) -> dict[str, np.ndarray]:

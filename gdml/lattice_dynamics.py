@@ -1,4 +1,4 @@
-"""Phonons of a crystal by finite differences of the predicted forces, through phonopy."""
+"""Phonons of a crystal by the second derivatives of the energy, through phonopy."""
 
 import warnings
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from phonopy import Phonopy
 
 
-def phonons(force_field: ForceField, reference: Atoms, *, displacement: float = 0.01) -> "Phonopy":
+def phonons(force_field: ForceField, reference: Atoms) -> "Phonopy":
     r"""Force constants of a supercell, ready for band structures and densities of states.
 
     The supercell is the one that the force field was trained on; phonopy finds
@@ -32,8 +32,6 @@ def phonons(force_field: ForceField, reference: Atoms, *, displacement: float = 
     reference : ase.Atoms
         The ideal structure, with the atoms in the order of the training
         geometries. Relax it first: phonons are those of a minimum.
-    displacement : float
-        Å.
 
     Returns
     -------
@@ -52,9 +50,9 @@ def phonons(force_field: ForceField, reference: Atoms, *, displacement: float = 
 
     Notes
     -----
-    Central differences, :math:`\Phi_{ia,jb} = -\partial F_{jb} / \partial r_{ia}`.
-    The forces of a function of differences add up to zero, so the acoustic sum
-    rule holds for each displacement.
+    For each displacement u of an atom that symmetry leaves over, phonopy is given the
+    forces -Φ u with the exact second derivatives Φ, without what finite displacements add.
+    The forces of a function of differences add up to zero, so the acoustic sum rule holds.
 
     References
     ----------
@@ -69,8 +67,6 @@ def phonons(force_field: ForceField, reference: Atoms, *, displacement: float = 
         raise DataError(f"phonons need a periodic force field, and this one is for the molecule {force_field.formula}")
     force_field.check_atoms(reference.numbers)
     check_pbc(force_field, reference)
-    if not 0 < displacement < np.inf:
-        raise DataError(f"the displacement must be positive, but it is {displacement}")
     excess = force_field.outside(reference.positions, reference.cell.array)
     if excess:
         (i, j), distance, shortest, longest = excess[0]
@@ -85,12 +81,13 @@ def phonons(force_field: ForceField, reference: Atoms, *, displacement: float = 
     with warnings.catch_warnings():  # phonopy tells everyone who asks for "auto" that it found a primitive cell
         warnings.simplefilter("ignore", UserWarning)
         phonon = Phonopy(ideal, supercell_matrix=np.eye(3, dtype=int), primitive_matrix="auto", symprec=SYMPREC)
-    phonon.generate_displacements(distance=displacement, is_plusminus=True)
-    # Not phonopy's own positions, which it may wrap across what is not periodic.
-    displaced = np.repeat(reference.positions[None], len(phonon.dataset["first_atoms"]), 0)
-    for positions, move in zip(displaced, phonon.dataset["first_atoms"], strict=True):
-        positions[move["number"]] += move["displacement"]
-    phonon.forces = force_field.predict(displaced, reference.cell.array).forces
+    phonon.generate_displacements(is_plusminus=False)
+    moves = phonon.dataset["first_atoms"]
+    vectors = np.zeros((len(moves), *reference.positions.shape))
+    for vector, move in zip(vectors, moves, strict=True):
+        vector[move["number"]] = move["displacement"]
+    # At the reference's own positions; phonopy may wrap its across what is not periodic.
+    phonon.forces = -force_field.hessian_products(reference.positions, vectors, reference.cell.array)
     phonon.produce_force_constants()
     return phonon
 

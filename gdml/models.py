@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .descriptors import InverseDistances, from_recipe
-from .errors import FormatError
+from .descriptors import AutogradDescriptor, Descriptor, InverseDistances, from_recipe
+from .errors import DataError, FitError, FormatError, SymmetryError
 from .force_field import FORMAT, SCHEMA, ForceField
-from .kernels import kernel_by_name
+from .kernels import FunctionKernel, RadialKernel, kernel_by_name, kernel_from_recipe
 from .npz import Archive, read_archive
 from .sgdml_models import from_sgdml, is_sgdml_model
 from .symmetry import CrystalGroup, PermutationGroup
@@ -22,6 +22,8 @@ def load(
     device: str | torch.device | Sequence[str] | None = None,
     dtype: str | torch.dtype | None = None,
     backend: str | None = None,
+    descriptor: AutogradDescriptor | None = None,
+    kernel: FunctionKernel | None = None,
 ) -> ForceField:
     """Read a force field: a file of this package, or of any version of the sGDML package.
 
@@ -30,6 +32,10 @@ def load(
     path : path
     device, dtype, backend
         Where and how it is evaluated; see `ForceField.to`.
+    descriptor : AutogradDescriptor, optional
+        That it was trained with, if it was given as a function: files hold no code.
+    kernel : FunctionKernel, optional
+        Likewise.
 
     Returns
     -------
@@ -42,15 +48,16 @@ def load(
     FileNotFoundError
         If there is no such file.
     FormatError
-        If it is another kind of file, cut short, or of a later version.
+        If it is another kind of file, cut short, or of a later version; or if a function
+        is needed and not given, or is not the one of the training.
     """
-    force_field = _read(Path(path))
+    force_field = _read(Path(path), descriptor, kernel)
     if device is dtype is backend is None:
         return force_field
     return force_field.to(device, dtype, backend)
 
 
-def _read(path: Path) -> ForceField:
+def _read(path: Path, descriptor: AutogradDescriptor | None, kernel: FunctionKernel | None) -> ForceField:
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file")
     archive = read_archive(path)
@@ -62,7 +69,7 @@ def _read(path: Path) -> ForceField:
     if archive.text("schema") != str(SCHEMA):
         raise FormatError(f"{path}: written by a later version (schema {archive['schema']}); update gdml")
     try:
-        return _checked(_from_fields(archive), archive)
+        return _checked(_from_fields(archive, descriptor, kernel), archive)
     except (KeyError, ValueError, TypeError) as error:
         if isinstance(error, FormatError):
             raise
@@ -80,26 +87,58 @@ def _group_from_fields(archive: Archive) -> PermutationGroup:
     )
 
 
-def _from_fields(archive: Archive) -> ForceField:
+def _from_fields(archive: Archive, descriptor: AutogradDescriptor | None, kernel: FunctionKernel | None) -> ForceField:
     recipe = json.loads(archive.text("recipe"))
     numbers = archive["numbers"]
     return ForceField(
         numbers=numbers,
-        descriptor=from_recipe(recipe["descriptor"], len(numbers)),
+        descriptor=_descriptor(recipe["descriptor"], numbers, descriptor),
         group=_group_from_fields(archive),
-        kernel=kernel_by_name(recipe["kernel"]["name"])(recipe["kernel"]["length_scale"]),
+        kernel=_kernel(recipe["kernel"], kernel),
         y=archive["references"],
         c=archive.get("energy_coefficients"),
         w=archive["force_coefficients"],
         offset=float(archive["offset"]),
         details=recipe["details"],
+        ranges=archive.get("ranges"),
+        reference_numbers=archive.get("reference_numbers"),
     )
+
+
+def _descriptor(recipe: dict, numbers: np.ndarray, given: AutogradDescriptor | None) -> Descriptor:
+    if recipe["name"] != AutogradDescriptor.name:
+        return from_recipe(recipe, len(numbers))
+    what = f"the function {recipe['function']}, which a file cannot hold"
+    if given is None:
+        raise FormatError(f"the descriptor is {what}; give it: gdml.load(..., descriptor=AutogradDescriptor(...))")
+    example = np.array(recipe["example"])[None]
+    try:
+        bound = given.bound(numbers, example, tuple(recipe["pbc"]), recipe["cell"])
+        found = bound.evaluate(torch.tensor(example)).x[0].numpy()
+    except (DataError, FitError, SymmetryError) as error:
+        raise FormatError(f"the descriptor is {what}; the given one does not fit its atoms: {error}") from error
+    expected = np.array(recipe["values"])
+    if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-8, atol=1e-10):
+        raise FormatError(f"the descriptor is {what}; the given one has other values than in training")
+    return bound
+
+
+def _kernel(recipe: dict, given: FunctionKernel | None) -> RadialKernel:
+    if recipe["name"] != FunctionKernel.name:
+        return kernel_from_recipe(recipe)
+    what = f"the function {recipe['function']}, which a file cannot hold"
+    if given is None:
+        raise FormatError(f"the kernel is {what}; give it: gdml.load(..., kernel=FunctionKernel(...))")
+    kernel = given.with_length_scale(recipe["length_scale"])
+    if not np.allclose(kernel.recipe()["values"], recipe["values"], rtol=1e-8):
+        raise FormatError(f"the kernel is {what}; the given one has other values than in training")
+    return kernel
 
 
 def _checked(force_field: ForceField, archive: Archive) -> ForceField:
     """The force field, if its parts fit together and are finite."""
     y, w, c = force_field.y, force_field.w, force_field.c
-    expected = (len(y), force_field.descriptor.size)
+    expected = (len(y), force_field.reference_action.size)
     if y.shape != expected or w.shape != expected or (c is not None and c.shape != expected[:1]):
         raise FormatError(f"{archive.path}: the shapes of references {y.shape} and coefficients {w.shape} do not fit")
     if force_field.group.n_atoms != len(force_field.numbers):

@@ -15,14 +15,18 @@ from torch import Tensor
 
 from .contractions import Contraction
 from .dataset import Dataset
-from .descriptors import PairFeatures
+from .descriptors import Features
 from .geometry import internal_basis
+from .hardware import available_memory
 from .linear import LinearOperator
 from .processes import Shares, Team
 
 # Numbers in the labels' dual jets up to which they are kept, and products with them are
 # dense; beyond, as in crystals of a hundred atoms, they are made where they are needed.
 DENSE = 64 * 1024 * 1024
+# Where Jacobians take long, this part of the memory may hold them; and numbers in those made at a time.
+COSTLY = 4
+IN_MAKING = 32 * 1024 * 1024
 COLUMNS = 256  # of the matrix, for which labels are looked up together
 
 
@@ -36,7 +40,7 @@ class Labels:
 
     Parameters
     ----------
-    features : PairFeatures
+    features : Features
         Of the dataset's M geometries; all else is on their device.
     dataset : Dataset
         With forces.
@@ -63,7 +67,7 @@ class Labels:
 
     def __init__(
         self,
-        features: PairFeatures,
+        features: Features,
         dataset: Dataset,
         use_energy: bool = False,
         use_stress: bool = False,
@@ -91,6 +95,8 @@ class Labels:
     def spread(self, v: Tensor) -> tuple[Tensor | None, Tensor]:
         """B v: dual jets c (M,) and w (M, D) from one coefficient for each label, (M, L)."""
         energies, slopes = (v[:, 0], v[:, 1:]) if self.use_energy else (None, v)
+        if self._keeps_products:
+            return energies, (self._duals @ v[..., None])[..., 0]
         slopes, strains = slopes.split([self.basis.shape[2], 6 * self.use_stress], 1)
         displacements = torch.einsum("miq,mq->mi", self.basis, slopes)
         w = self.features.jvp(displacements.view(len(v), -1, 3))
@@ -100,6 +106,8 @@ class Labels:
 
     def collect(self, e: Tensor, g: Tensor) -> Tensor:
         """Bᵀ (e, g): what the labels say, (M, L), of a function with these jets."""
+        if self._keeps_products:
+            return (g[:, None] @ self._duals)[:, 0] + (e[:, None] * self.c if self.use_energy else 0.0)
         slopes = torch.einsum("miq,mi->mq", self.basis, self.features.vjp(g).flatten(1))
         if self.use_stress:
             slopes = torch.cat([slopes, self.features.strain_vjp(g)], 1)
@@ -116,14 +124,28 @@ class Labels:
     @property
     def _are_few(self) -> bool:
         most = -(-self.shares.n // self.shares.team.size)  # of all processes, which have to agree
-        return most * len(self.c) * self.features.x.shape[1] <= DENSE
+        return most * len(self.c) * self.features.x.shape[1] <= self._limit
+
+    @cached_property
+    def _limit(self) -> int:
+        """Numbers in the labels' dual jets up to which they are kept."""
+        if not self.features.is_costly:
+            return DENSE
+        return max(DENSE, int(self.shares.team.least(available_memory(self.values.device) // (8 * COSTLY))))
+
+    @property
+    def _keeps_products(self) -> bool:
+        """Whether products with the Jacobian are faster by the labels' dual jets."""
+        return self.features.is_costly and self._are_few
 
     @cached_property
     def _duals(self) -> Tensor:
         return self._make_duals(self.features, self.basis)
 
-    def _make_duals(self, features: PairFeatures, basis: Tensor) -> Tensor:
-        slopes = features.jacobian() @ basis
+    def _make_duals(self, features: Features, basis: Tensor) -> Tensor:
+        step = max(1, IN_MAKING // (basis.shape[1] * features.x.shape[1]))
+        parts = [slice(k, k + step) for k in range(0, len(basis), step)]
+        slopes = torch.cat([features[some].jacobian() @ basis[some] for some in parts])
         if self.use_stress:
             slopes = torch.cat([slopes, features.strain_slopes], 2)
         if not self.use_energy:

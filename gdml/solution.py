@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .checkpoints import Journal
 from .cost import PROBE, Choice, Problem, choose
-from .descriptors import PairFeatures
+from .descriptors import Features
 from .errors import FitError, ProcessError
 from .hardware import memory_explained
 from .operators import TrainingOperator
@@ -75,7 +75,7 @@ class ForceMonitor:
 
     Parameters
     ----------
-    features : PairFeatures, optional
+    features : Features, optional
         Of held-out geometries; of several processes, each has some.
     forces : (M, N, 3) tensor, optional
         Their forces.
@@ -88,9 +88,7 @@ class ForceMonitor:
         Root mean square errors at each look, eV/Å.
     """
 
-    def __init__(
-        self, features: PairFeatures | None = None, forces: Tensor | None = None, expected: float | None = None
-    ):
+    def __init__(self, features: Features | None = None, forces: Tensor | None = None, expected: float | None = None):
         self.features, self.forces, self.expected = features, forces, expected
         self.errors: list[float] = []
 

@@ -15,7 +15,7 @@ from .contractions import check_backend, contraction
 from .cost import Problem
 from .crystals import ideal_group, mean_cell, reference_of
 from .dataset import Dataset, read
-from .descriptors import InverseDistances, PairDescriptor, PairFeatures, SideBySide, SmoothInverseDistances
+from .descriptors import Descriptor, Features, InverseDistances, SideBySide, SmoothInverseDistances
 from .energies import compare_units, constant_of_energy
 from .errors import DataError, FitError, SymmetryError
 from .force_field import MAX_FRAMES, ForceField
@@ -24,9 +24,10 @@ from .kernels import RadialKernel, kernel_by_name
 from .operators import Labels, TrainingOperator
 from .processes import Shares, Team, own_device
 from .progress import progress_bar
+from .region import is_of_pairs, ranges_of
 from .selection import GRID, Chosen, choose_length_scale, hold_out
 from .solution import CLOSED_FORM, ForceMonitor, Method, solve
-from .symmetry import PermutationGroup, crystal_group, molecular_group
+from .symmetry import Action, Environments, PermutationGroup, crystal_group, molecular_group
 
 DEFAULT_NOISE = 1e-10
 # Trainings that only judge a length scale use at most this many unknowns.
@@ -48,8 +49,8 @@ def fit(
     reference: Atoms | str | Path | None = None,
     symmetry: str | PermutationGroup | ArrayLike = "auto",
     symprec: float | str = "auto",
-    descriptor: PairDescriptor | SideBySide | None = None,
-    kernel: str = "matern52",
+    descriptor: Descriptor | None = None,
+    kernel: str | RadialKernel = "matern52",
     length_scale: float | str = "auto",
     noise: float | str = "auto",
     use_energy: bool = False,
@@ -90,9 +91,11 @@ def fit(
     symprec : float or "auto"
         How far atoms of the reference may be, in Å, from where operations put them; by
         default almost nowhere, and a reference that is nearly more symmetric is refused.
-    descriptor : PairDescriptor or SideBySide, optional
+    descriptor : Descriptor, optional
         By default r^-1 of all pairs; for periodic systems see `gdml.descriptors`.
-    kernel : {"matern52", "gaussian"}
+    kernel : str or RadialKernel
+        "matern32", "matern52", "matern72", "gaussian" (also called RBF), "rational-quadratic", or an
+        object of `gdml.kernels`; its own length scale is replaced.
     length_scale : float or "auto"
         In units of the descriptor (1/Å for the default). As ``sig`` in sGDML.
     noise : float or "auto"
@@ -180,7 +183,7 @@ def fit(
     team.check_same(problem | {"backend": backend, "dtype": str(dtype), "device": device.type})
     method.check(_size_of(plan, dataset, team))
     x = _descriptors(plan, dataset)
-    team.agree(lambda: check_duplicates(dataset, x.cpu().numpy(), plan.descriptor.action(plan.group)))
+    team.agree(lambda: check_duplicates(dataset, x.cpu().numpy(), plan.action))
     journal = Journal.open(checkpoint, problem, resume, team)
     team.agree(lambda: check_energies(dataset, plan))
     if length_scale != "auto":
@@ -203,7 +206,7 @@ def _size_of(plan: "_Plan", dataset: Dataset, team: Team) -> Problem:
     """The problem, as far as it is known before the matrix is."""
     # Of a linear molecule; others have one less.
     n_labels = 3 * dataset.n_atoms - (3 if any(dataset.pbc) else 5) + plan.use_energy + 6 * plan.use_stress
-    order, n_translations = plan.group.order, len(plan.group.split()[0])
+    order, n_translations = plan.action.order, len(plan.action.translations)
     return Problem(
         len(dataset),
         n_labels,
@@ -223,7 +226,7 @@ def _problem(plan, method, dataset, validation, length_scale) -> dict[str, str]:
         "validation": validation.fingerprint if validation is not None else "none",
         "symmetry": f"order {plan.group.order}, {group}",
         "descriptor": str(plan.descriptor),
-        "kernel": plan.kernel.name,
+        "kernel": str(plan.kernel.with_length_scale(1.0)),
         "noise": str(plan.noise),
         "use_energy": str(plan.use_energy),
         "use_stress": str(plan.use_stress),
@@ -237,8 +240,9 @@ class _Plan:
     """All that is decided before the length scale."""
 
     group: PermutationGroup
-    descriptor: PairDescriptor | SideBySide
-    kernel: type[RadialKernel]
+    descriptor: Descriptor
+    action: Action | Environments
+    kernel: RadialKernel
     noise: float
     use_energy: bool
     use_stress: bool
@@ -250,10 +254,13 @@ def _plan(dataset, group, descriptor, kernel, noise, use_energy, use_stress, bac
     noise = DEFAULT_NOISE if noise == "auto" else _number("noise", noise)
     if not 0 <= noise < np.inf:
         raise FitError(f"the noise must not be negative or infinite, but it is {noise}")
+    cell = mean_cell(dataset) if any(dataset.pbc) else None
+    descriptor = (descriptor or _descriptor(dataset)).bound(dataset.numbers, dataset.positions, dataset.pbc, cell)
     return _Plan(
         group=group,
-        descriptor=_descriptor(dataset) if descriptor is None else _checked_descriptor(dataset, descriptor),
-        kernel=kernel_by_name(kernel),
+        descriptor=descriptor,
+        action=descriptor.action(group),
+        kernel=kernel if isinstance(kernel, RadialKernel) else kernel_by_name(kernel)(),
         noise=noise,
         use_energy=use_energy,
         use_stress=use_stress,
@@ -269,29 +276,12 @@ def _number(name: str, value: float | str) -> float:
         raise FitError(f"{name} must be a number or 'auto', not {value!r}") from error
 
 
-def _descriptor(dataset: Dataset) -> PairDescriptor:
+def _descriptor(dataset: Dataset) -> Descriptor:
     if not any(dataset.pbc):
         return InverseDistances(dataset.n_atoms)
     cell = mean_cell(dataset)
     parts = [SmoothInverseDistances(dataset.n_atoms, cell, dataset.pbc, power) for power in PERIODIC_POWERS]
     return SideBySide.balanced(parts, torch.tensor(dataset.positions), cells=dataset.cell)
-
-
-def _checked_descriptor(dataset: Dataset, descriptor: PairDescriptor | SideBySide) -> PairDescriptor | SideBySide:
-    """The descriptor, if it is for these geometries."""
-    part = descriptor.parts[0] if isinstance(descriptor, SideBySide) else descriptor
-    pbc = getattr(part, "pbc", (False, False, False))
-    if part.n_atoms != dataset.n_atoms or tuple(pbc) != dataset.pbc:
-        raise DataError(
-            f"the descriptor is for {part.n_atoms} atoms with pbc={list(pbc)}, the geometries have {dataset.n_atoms} "
-            f"with {list(dataset.pbc)}; of periodic ones there are SmoothInverseDistances and PeriodicInverseDistances"
-        )
-    if any(pbc) and np.abs(np.asarray(part.cell) - mean_cell(dataset))[list(pbc)].max() > 1e-3:
-        raise DataError(
-            f"the descriptor is for the cell {np.asarray(part.cell).tolist()}, that of the geometries is "
-            f"{mean_cell(dataset).tolist()}"
-        )
-    return descriptor
 
 
 def _group(
@@ -318,9 +308,13 @@ def _group(
     return group
 
 
-def _features(plan: _Plan, dataset: Dataset, strain: bool = False) -> PairFeatures:
+def _features(plan: _Plan, dataset: Dataset, strain: bool = False) -> Features:
     positions, cells = torch.tensor(dataset.positions, device=plan.device), dataset.periodic_cell
     return plan.descriptor.evaluate(positions, **({} if cells is None else {"cells": cells, "strain": strain}))
+
+
+def _geometries(dataset: Dataset) -> tuple[np.ndarray, ...]:
+    return (dataset.positions,) if dataset.periodic_cell is None else (dataset.positions, dataset.periodic_cell)
 
 
 def _descriptors(plan: _Plan, dataset: Dataset) -> torch.Tensor:
@@ -349,7 +343,7 @@ def _most_searched(plan: _Plan) -> int:
     """Geometries that a length scale is judged with: so many that one training takes a second or a few."""
     n_labels = 3 * plan.group.n_atoms
     sizes = range(MIN_SEARCHED, MAX_SEARCH_UNKNOWNS // n_labels + 1)
-    order, translations = plan.group.order, len(plan.group.split()[0])
+    order, translations = plan.action.order, len(plan.action.translations)
     problems = (Problem(n, n_labels, plan.descriptor.size, order, n_translations=translations) for n in sizes)
     fast = [p.n_frames for p in problems if p.closed_form_operations <= MAX_SEARCH_OPERATIONS]
     return max([MIN_SEARCHED, *fast])
@@ -373,9 +367,9 @@ def _train(
     own = dataset[np.arange(len(dataset))[shares.own]]
     features = _features(plan, own, plan.use_stress)
     labels = Labels(features, own, plan.use_energy, plan.use_stress, shares)
-    kernel = plan.kernel(length_scale)
+    kernel = plan.kernel.with_length_scale(length_scale)
     x = features.x if x is None else x
-    jets = contraction(kernel, x, plan.descriptor.action(plan.group), plan.backend)
+    jets = contraction(kernel, x, plan.action, plan.backend)
     operator = TrainingOperator(jets, labels, plan.noise)
     solution, account = solve(operator, method, monitor or ForceMonitor(), progress, journal or Journal())
     c, w = operator.dual_jets(solution)
@@ -401,6 +395,7 @@ def _train(
             "use_stress": plan.use_stress,
             "energies": "relative" if dataset.energy is None else "absolute",
         },
+        ranges=None if is_of_pairs(plan.descriptor) else ranges_of(plan.descriptor, plan.group, *_geometries(dataset)),
         devices=(str(plan.device),),
         backend=plan.backend,
     )

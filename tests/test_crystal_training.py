@@ -466,8 +466,6 @@ def test_phonons_of_another_structure(force_field, frames):
 def test_phonons_of_bad_references(force_field, ideal, rng):
     with pytest.raises(ModelMismatchError, match="is for pbc="):
         gdml.phonons(force_field, changed(ideal, pbc=(True, True, False)))
-    with pytest.raises(DataError, match="displacement must be positive"):
-        gdml.phonons(force_field, ideal, displacement=0.0)
     with pytest.raises(DataError, match="in the order of the training geometries"):
         gdml.phonons(force_field, ideal[[5, 3, 0, 11, 8, 1, 2, 4, 6, 7, 9, 10]])
 

@@ -6,11 +6,12 @@ from torch import Tensor
 
 from ..errors import DeviceError
 from ..kernels import RadialKernel
-from ..symmetry import Action
+from ..symmetry import Action, Environments
 from .base import Contraction
 from .gemm import GemmContraction
 from .keops import KeopsContraction
 from .lattice import LatticeContraction
+from .local import LocalContraction
 
 BACKENDS = {"gemm": GemmContraction, "keops": KeopsContraction, "lattice": LatticeContraction}
 # Translations, and entries in all images of a descriptor, from which on Fourier sums are
@@ -19,7 +20,12 @@ MANY_TRANSLATIONS, MANY_ENTRIES = 4, 50_000
 
 
 def contraction(
-    kernel: RadialKernel, y: Tensor, action: Action, backend: str = "auto", dtype: torch.dtype = torch.float64
+    kernel: RadialKernel,
+    y: Tensor,
+    action: Action | Environments,
+    backend: str = "auto",
+    dtype: torch.dtype = torch.float64,
+    queries: Environments | None = None,
 ) -> Contraction:
     """The contraction for references y (n, D) on their device, in the way asked for or by `choose_backend`.
 
@@ -29,6 +35,10 @@ def contraction(
         For an unknown name, Fourier sums where there are no translations, and KeOps
         without a compiler.
     """
+    if isinstance(action, Environments):
+        if check_backend(backend) not in ("auto", "gemm"):
+            raise DeviceError(f"kernels that compare atoms are sums of matrix products; use 'gemm', not {backend!r}")
+        return LocalContraction(kernel, y, action, dtype, queries)
     if backend == "auto":
         backend = choose_backend(action)
     check_backend(backend)
@@ -73,6 +83,7 @@ __all__ = [
     "GemmContraction",
     "KeopsContraction",
     "LatticeContraction",
+    "LocalContraction",
     "check_backend",
     "choose_backend",
     "contraction",

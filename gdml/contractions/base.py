@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..hardware import keep_freed_memory
 from ..kernels import RadialKernel
-from ..symmetry import Action
+from ..symmetry import Action, Environments
 
 Jet = tuple[Tensor, Tensor]
 
@@ -37,16 +37,18 @@ class Contraction(ABC):
     kernel : RadialKernel
     y : (n, D) tensor
         Descriptors of the reference points.
-    action : Action
-        The group's permutations of descriptor entries.
+    action : Action or Environments
+        The group's permutations of descriptor entries, or the points that are compared.
     dtype : torch.dtype
         In which to compute, on the device of y; what goes in and comes out is in
         double precision, and so are sums over tiles.
     """
 
-    def __init__(self, kernel: RadialKernel, y: Tensor, action: Action, dtype: torch.dtype = torch.float64):
+    def __init__(
+        self, kernel: RadialKernel, y: Tensor, action: Action | Environments, dtype: torch.dtype = torch.float64
+    ):
         keep_freed_memory()
-        self.kernel, self.dtype = kernel, dtype
+        self.kernel, self.action, self.dtype = kernel, action, dtype
         self.order, self.size = action.order, action.size
         self.n_translations = 1  # that are made use of
         # The kernel sees differences only: an origin amid the references that the
@@ -73,6 +75,44 @@ class Contraction(ABC):
         callable
             From x (M, D) to e (M,) and g (M, D).
         """
+
+    def bind_curvature(self, c: Tensor | None, w: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        r"""The map from a query and directions to second derivatives, for fixed dual jets.
+
+        With d = x - s y, u = (s w) · d and dq = 𝒟²k (s w) · v - (c 𝒟²k + u 𝒟³k) d · v for
+        a direction v,
+
+        .. math:: \partial^2 e \, v = -\sum 𝒟^2 k \, (d \cdot v) \, s w + dq \, d + q \, v .
+
+        In double precision, one image of the query at a time: for n references, k directions
+        and |S| images 8 n k |S| D flops.
+
+        Returns
+        -------
+        callable
+            From x (D,) and v (k, D) to ∂²e v (k, D).
+        """
+        length, parts = self.kernel.natural_length, self.action.parts
+        y, w = (self.x - self.origin) / length, w / length
+
+        def evaluate(x: Tensor, v: Tensor) -> Tensor:
+            x, total = (x - self.origin) / length, torch.zeros_like(v)
+            for row in (torch.as_tensor(row, device=x.device) for part in parts() for row in part):
+                total[:, row] += self._curvature_of_image(x[row] - y, c, w, v[:, row])
+            return total.div_(length**2)
+
+        return evaluate
+
+    def _curvature_of_image(self, d: Tensor, c: Tensor | None, w: Tensor, v: Tensor) -> Tensor:
+        s = torch.linalg.vector_norm(d, dim=1)
+        _, d1, d2 = self.kernel.unit_profile(s, value=False)
+        u = torch.linalg.vecdot(w, d)
+        q, inner = u * d2, u * self.kernel.unit_third(s)
+        if c is not None:
+            q, inner = q + c * d1, inner + c * d2
+        along = v @ d.mT  # (k, n)
+        dq = (v @ w.mT) * d2 - along * inner
+        return -((along * d2) @ w + dq @ d + q.sum() * v)
 
     def apply(self, x: Tensor, c: Tensor | None, w: Tensor) -> Jet:
         """Values e (M,) and gradients g (M, D) at queries x (M, D)."""

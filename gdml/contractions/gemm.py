@@ -37,8 +37,8 @@ class GemmContraction(Contraction):
 
     def __init__(self, kernel: RadialKernel, y: Tensor, action: Action, dtype: torch.dtype = torch.float64):
         super().__init__(kernel, y, action, dtype)
-        self.action = torch.as_tensor(action.rows(), device=y.device)
-        self.inverse = torch.argsort(self.action, dim=1)
+        self.images = torch.as_tensor(action.rows(), device=y.device)
+        self.inverse = torch.argsort(self.images, dim=1)
 
     def bind(self, c: Tensor | None, w: Tensor) -> Callable[[Tensor], Jet]:
         w = (w / self.kernel.natural_length).to(self.dtype)
@@ -69,7 +69,7 @@ class GemmContraction(Contraction):
 
     def _over_group(self, chunks: list[Callable[[Tensor], Jet]], x: Tensor) -> Jet:
         """Values and gradients, in units of the natural length, summed over references and images of the queries."""
-        images = x[:, self.action].reshape(-1, self.size)
+        images = x[:, self.images].reshape(-1, self.size)
         values, gradients = (jet.double() for jet in chunks[0](images))
         for chunk in chunks[1:]:
             more = chunk(images)
@@ -83,7 +83,7 @@ class GemmContraction(Contraction):
         centred = self.centred(x)
 
         def work(some: slice) -> None:
-            images = centred[some][:, self.action].flatten(0, 1)
+            images = centred[some][:, self.images].flatten(0, 1)
             result[some] = distances(images, self.y).view(-1, self.order, len(self.y)).amin(1)
 
         in_tiles(len(x), tile(x.device, TILE, ARRAYS) // (self.order * max(len(self.y), self.size)), work)
@@ -94,8 +94,8 @@ class GemmContraction(Contraction):
 
     def separate(self, x: Tensor, references: Tensor, c: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         order, length = self.order, self.kernel.natural_length
-        images = self.y[references][:, self.action]  # (b, |S|, D)
-        duals = (w / length)[:, self.action]
+        images = self.y[references][:, self.images]  # (b, |S|, D)
+        duals = (w / length)[:, self.images]
         k, d1, d2 = self.kernel.unit_profile(distances(x, images.flatten(0, 1)), value=bool(c.any()))
         u = x @ duals.flatten(0, 1).mT
         u -= torch.linalg.vecdot(images, duals).flatten()
@@ -118,10 +118,10 @@ class GemmContraction(Contraction):
         length = self.kernel.natural_length
         x, w_left, w_right = self.centred(x), w_left / length, w_right / length
         p, size = x.shape
-        d = x[:, None] - self.y[references][:, self.action]  # (p, |S|, D)
+        d = x[:, None] - self.y[references][:, self.images]  # (p, |S|, D)
         k, d1, d2 = self.kernel.unit_profile(torch.linalg.vector_norm(d, dim=2), value=bool(c_right.any()))
         # The group as it acts on the right jets, Σ_s 𝒟k P_s, is small beside their images.
-        place = torch.arange(size, device=x.device) * size + self.action
+        place = torch.arange(size, device=x.device) * size + self.images
         group = x.new_zeros(p, size * size)
         group.index_add_(1, place.flatten(), d1.repeat_interleave(size, 1))
         result = w_left.mT @ (group.view(p, size, size) @ w_right)

@@ -59,7 +59,7 @@ class KeopsContraction(GemmContraction):
 
     def _compile(self, c: Tensor | None, w: Tensor) -> None:
         """Evaluate once, so that what KeOps cannot do fails here, and not in the middle of something."""
-        formula = type(self.kernel), self.size, self.dtype, c is None, w.device.type
+        formula = self.kernel.with_length_scale(1.0), self.size, self.dtype, c is None, w.device.type
         with _lock:
             if formula in _compiled:
                 return

@@ -1,14 +1,17 @@
 """Maps from a geometry to a vector, with their Jacobians."""
 
 from ..errors import FormatError
+from .autograd import AutogradDescriptor, AutogradFeatures
+from .base import Descriptor, Features
 from .inverse_distances import InverseDistances, PairDescriptor, PairFeatures
+from .many_body import ManyBody, ManyBodyFeatures
 from .periodic import PeriodicFeatures, PeriodicInverseDistances, SmoothInverseDistances
 from .side_by_side import SideBySide
 
 DESCRIPTORS = {cls.name: cls for cls in (InverseDistances, PeriodicInverseDistances, SmoothInverseDistances)}
 
 
-def from_recipe(recipe: dict, n_atoms: int) -> PairDescriptor | SideBySide:
+def from_recipe(recipe: dict, n_atoms: int) -> Descriptor:
     """The descriptor that a model file describes.
 
     Raises
@@ -20,13 +23,23 @@ def from_recipe(recipe: dict, n_atoms: int) -> PairDescriptor | SideBySide:
     name = settings.pop("name")
     if name == SideBySide.name:
         return SideBySide([from_recipe(part, n_atoms) for part in settings["parts"]], settings["weights"])
+    if name == ManyBody.name:
+        numbers = settings.pop("numbers")
+        settings["elements"] = tuple(settings["elements"])
+        return ManyBody(**settings).for_atoms(numbers)
     if name not in DESCRIPTORS:
         raise FormatError(f"unknown descriptor {name!r}; update gdml")
     return DESCRIPTORS[name](n_atoms, **settings)
 
 
 __all__ = [
+    "AutogradDescriptor",
+    "AutogradFeatures",
+    "Descriptor",
+    "Features",
     "InverseDistances",
+    "ManyBody",
+    "ManyBodyFeatures",
     "PairDescriptor",
     "PairFeatures",
     "PeriodicFeatures",

@@ -2,11 +2,10 @@
 
 import math
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,10 +14,11 @@ from torch import Tensor
 from ..errors import DataError, FitError
 from ..geometry import pair_indices, pair_permutation
 from ..symmetry import Action, PermutationGroup
+from .base import Descriptor, Features
 
 
 @dataclass(frozen=True)
-class PairFeatures:
+class PairFeatures(Features):
     """Descriptors of M geometries, with their Jacobians in pair form.
 
     Entry k of a descriptor depends on the two atoms of pair k alone, and
@@ -33,7 +33,6 @@ class PairFeatures:
     n_atoms : int
     """
 
-    x: Tensor
     slopes: Tensor
     first: Tensor
     second: Tensor
@@ -72,10 +71,6 @@ class PairFeatures:
         """Other geometries, by what takes their values from the arrays of these."""
         return replace(self, x=take(self.x), slopes=take(self.slopes))
 
-    def __getitem__(self, frames: Tensor | slice) -> "PairFeatures":
-        """Some of the geometries."""
-        return self.map(lambda values: values[frames])
-
     def jacobian(self) -> Tensor:
         """J itself, (M, D, 3N)."""
         n_frames, size, _ = self.slopes.shape
@@ -92,7 +87,7 @@ def pairs_on(device: torch.device, n_atoms: int) -> tuple[Tensor, Tensor]:
     return tuple(torch.tensor(np.array(i), device=device) for i in pair_indices(n_atoms))
 
 
-class PairDescriptor(ABC):
+class PairDescriptor(Descriptor):
     """A descriptor with one entry for each pair k = (i, j) of atoms: x_k = s_k^-p.
 
     Attributes
@@ -105,7 +100,6 @@ class PairDescriptor(ABC):
 
     n_atoms: int
     power: float
-    name: ClassVar[str]
 
     def _check(self) -> None:
         if self.n_atoms < 2:
@@ -125,6 +119,23 @@ class PairDescriptor(ABC):
     def action(self, group: PermutationGroup) -> Action:
         """How a group permutes the descriptor: x(R[s]) = x(R)[..., action.rows()[s]]."""
         return Action(*(np.array([pair_permutation(row) for row in rows]) for rows in group.split()))
+
+    def bound(
+        self, numbers: np.ndarray, positions: np.ndarray, pbc: tuple[bool, ...], cell: np.ndarray | None = None
+    ) -> "PairDescriptor":
+        """The descriptor, if it is for these atoms."""
+        if self.n_atoms != len(numbers) or tuple(self.pbc) != tuple(pbc):
+            raise DataError(
+                f"the descriptor is for {self.n_atoms} atoms with pbc={list(self.pbc)}, the geometries have "
+                f"{len(numbers)} with {list(pbc)}; of periodic ones there are SmoothInverseDistances and "
+                "PeriodicInverseDistances"
+            )
+        if any(pbc) and np.abs(np.asarray(self.cell) - cell)[list(pbc)].max() > 1e-3:
+            raise DataError(
+                f"the descriptor is for the cell {np.asarray(self.cell).tolist()}, that of the geometries is "
+                f"{cell.tolist()}"
+            )
+        return self
 
     def explain(self, entry: int, value: float) -> tuple[int, int, float]:
         """What an entry of the descriptor means: its two atoms, and their distance s in Å."""

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from ..errors import DataError, FitError
 from ..symmetry import Action, PermutationGroup
+from .base import Descriptor
 from .inverse_distances import PairDescriptor, PairFeatures
 from .periodic import PeriodicFeatures
 
 
 @dataclass(frozen=True)
-class SideBySide:
+class SideBySide(Descriptor):
     """Descriptors of pairs in a row, each times a weight.
 
     Two powers of the same distances tell more than any one: a steep one resolves
@@ -82,6 +83,16 @@ class SideBySide:
         return self.parts[0].n_atoms
 
     @property
+    def pbc(self) -> tuple[bool, bool, bool]:
+        """Directions in which geometries repeat."""
+        return self.parts[0].pbc
+
+    @property
+    def cell(self) -> tuple[tuple[float, ...], ...]:
+        """The cell of periodic parts, Å."""
+        return self.parts[0].cell
+
+    @property
     def size(self) -> int:
         """Length D of a descriptor."""
         return sum(part.size for part in self.parts)
@@ -117,6 +128,12 @@ class SideBySide:
         actions = [part.action(group) for part in self.parts]
         shifted = [(start + a.translations, start + a.cosets) for start, a in zip(starts, actions)]
         return Action(*(np.concatenate(rows, axis=1) for rows in zip(*shifted)))
+
+    def bound(
+        self, numbers: np.ndarray, positions: np.ndarray, pbc: tuple[bool, ...], cell: np.ndarray | None = None
+    ) -> "SideBySide":
+        """The descriptor, if it is for these atoms."""
+        return replace(self, parts=[part.bound(numbers, positions, pbc, cell) for part in self.parts])
 
     def explain(self, entry: int, value: float) -> tuple[int, int, float]:
         """What an entry of the descriptor means: its two atoms, and their distance in Å."""

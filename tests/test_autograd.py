@@ -1,0 +1,194 @@
+"""Descriptors given as functions: equal to those made by hand, and found out where they are no descriptors."""
+
+import numpy as np
+import pytest
+import torch
+
+import gdml
+from gdml.descriptors import AutogradDescriptor, InverseDistances, PeriodicInverseDistances
+from gdml.errors import DataError, FitError, FormatError, SymmetryError
+from gdml.geometry import pair_indices
+from gdml.kernels import FunctionKernel, Matern52
+
+
+def inverse_distances(positions):
+    first, second = map(torch.tensor, pair_indices(len(positions)))
+    return 1.0 / (positions[first] - positions[second]).norm(dim=1)
+
+
+def mixed(positions):
+    """In another order, with entries that are the same, and one that does not change."""
+    x = inverse_distances(positions).flip(0)
+    return torch.cat([x, torch.stack([x.sum(), x.sum(), torch.ones_like(x[0])])])
+
+
+def nearest(positions, cell):
+    first, second = map(torch.tensor, pair_indices(len(positions)))
+    fractions = (positions[first] - positions[second]) @ torch.linalg.inv(cell)
+    return 1.0 / ((fractions - fractions.round().detach()) @ cell).norm(dim=1)
+
+
+def smeared(positions):
+    """A row for each atom: how many others of any kind are about so far away."""
+    distances = (positions[:, None] - positions + 1e-9).norm(dim=2)
+    radii = torch.linspace(0.8, 4.0, 12, dtype=positions.dtype)
+    return torch.exp(-2.0 * (distances[..., None] - radii).square()).sum(1)
+
+
+@pytest.fixture
+def bound(frames):
+    return AutogradDescriptor(inverse_distances).bound(frames.numbers, frames.positions, frames.pbc)
+
+
+@pytest.fixture
+def batch(frames):
+    return torch.tensor(frames.positions[:7])
+
+
+def test_equals_the_descriptor_made_by_hand(bound, batch, rng):
+    found, expected = bound.evaluate(batch), InverseDistances(9).evaluate(batch)
+    v, g = torch.tensor(rng.normal(size=batch.shape)), torch.tensor(rng.normal(size=expected.x.shape))
+    many = torch.tensor(rng.normal(size=(*expected.x.shape, 3)))
+    torch.testing.assert_close(found.x, expected.x, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.jvp(v), expected.jvp(v), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.vjp(g), expected.vjp(g), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.vjp_many(many), expected.vjp_many(many), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.jacobian(), expected.jacobian(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found[2:4].vjp(g[2:4]), expected.vjp(g)[2:4], rtol=1e-12, atol=1e-12)
+
+
+def test_a_few_geometries_at_a_time(bound, batch, monkeypatch):
+    whole = bound.evaluate(batch)
+    monkeypatch.setattr(AutogradDescriptor, "at_once", lambda self, device: 2)
+    parts = bound.evaluate(batch)
+    assert whole.graph is not None and parts.graph is None
+    torch.testing.assert_close(parts.x, whole.x)
+    torch.testing.assert_close(parts.vjp(whole.x), whole.vjp(whole.x))
+    torch.testing.assert_close(parts.jacobian(), whole.jacobian())
+
+
+def test_the_action_of_the_group_is_found(frames, batch):
+    group = gdml.molecular_group(frames)
+    descriptor = AutogradDescriptor(mixed).bound(frames.numbers, frames.positions, frames.pbc)
+    rows, x = descriptor.action(group).rows(), descriptor.evaluate(batch).x
+    images = [descriptor.evaluate(batch[:, p.tolist()]).x for p in group.permutations]
+    assert len(rows) == group.order > 1
+    for image in images:
+        assert min(float((image - x[:, row]).abs().max()) for row in rows) < 1e-12
+
+
+@pytest.mark.parametrize("solver", ["cholesky", "cg"])
+def test_trains_to_the_same_force_field(frames, force_field, solver, tmp_path):
+    """And comes back from its file, with the function given again."""
+    options = {"length_scale": 20.0, "solver": solver, "rtol": 1e-6, "symmetry": force_field.group}
+    found = gdml.fit(frames[:30], descriptor=AutogradDescriptor(inverse_distances), **options)
+    expected = gdml.fit(frames[:30], **options)
+    geometries = frames.positions[60:63]
+    for ours, theirs in zip(found.predict(geometries)[:2], expected.predict(geometries)[:2]):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4 if solver == "cg" else 1e-7)
+    assert found.outside(geometries[0]) == expected.outside(geometries[0])
+    assert len(found.outside(1.5 * geometries[0])) == len(expected.outside(1.5 * geometries[0])) > 0
+    found.save(tmp_path / "model.npz")
+    again = gdml.load(tmp_path / "model.npz", descriptor=AutogradDescriptor(inverse_distances))
+    np.testing.assert_array_equal(again.predict(geometries).forces, found.predict(geometries).forces)
+    with pytest.raises(FormatError, match="function inverse_distances, which a file cannot hold; give it"):
+        gdml.load(tmp_path / "model.npz")
+    with pytest.raises(FormatError, match="other values than in training"):
+        gdml.load(tmp_path / "model.npz", descriptor=AutogradDescriptor(mixed))
+    with pytest.raises(FormatError, match="does not fit its atoms"):
+        gdml.load(tmp_path / "model.npz", descriptor=AutogradDescriptor(lambda r: r.flatten()))
+
+
+def test_a_kernel_given_as_a_function(frames, tmp_path):
+    def matern(s):
+        s = 5.0**0.5 * s
+        return (1 + s + s**2 / 3) * torch.exp(-s)
+
+    found = gdml.fit(frames[:10], kernel=FunctionKernel(function=matern), length_scale=20.0)
+    expected = gdml.fit(frames[:10], kernel=Matern52(), length_scale=20.0)
+    geometries = frames.positions[60:63]
+    np.testing.assert_allclose(found.predict(geometries).forces, expected.predict(geometries).forces, atol=1e-4)
+    found.save(tmp_path / "model.npz")
+    again = gdml.load(tmp_path / "model.npz", kernel=FunctionKernel(function=matern))
+    np.testing.assert_allclose(again.predict(geometries).forces, found.predict(geometries).forces)
+    with pytest.raises(FormatError, match=r"matern, which a file cannot hold; give it"):
+        gdml.load(tmp_path / "model.npz")
+    with pytest.raises(FormatError, match="other values than in training"):
+        gdml.load(tmp_path / "model.npz", kernel=FunctionKernel(function=lambda s: torch.exp(-s.square())))
+
+
+def test_periodic_geometries_with_strain(rng):
+    cell = np.array([[7.0, 0.0, 0.0], [1.0, 6.5, 0.0], [0.3, -0.4, 7.5]])
+    positions = torch.tensor(rng.uniform(0.0, 0.4, (3, 4, 3)) @ cell)
+    cells = np.stack([cell, cell * 1.01, cell @ (np.eye(3) + 0.01 * rng.normal(size=(3, 3)))])
+    found = AutogradDescriptor(nearest).bound([1, 1, 8, 8], positions.numpy(), (True,) * 3, cell)
+    expected = PeriodicInverseDistances(4, cell, True, 1.0)
+    ours, theirs = (d.evaluate(positions, cells=cells, strain=True) for d in (found, expected))
+    torch.testing.assert_close(ours.x, theirs.x, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(ours.strain_slopes, theirs.strain_slopes, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(ours.jacobian(), theirs.jacobian(), rtol=1e-10, atol=1e-12)
+    g = torch.tensor(rng.normal(size=ours.x.shape))
+    torch.testing.assert_close(ours.strain_vjp(g), theirs.strain_vjp(g), rtol=1e-10, atol=1e-12)
+
+
+def test_rows_for_atoms(frames):
+    """A local descriptor of one's own: forces are the slopes of the energy, and equal atoms are equal."""
+    descriptor = AutogradDescriptor(smeared, local=True)
+    forces_only = gdml.Dataset(frames.positions[:20], frames.numbers, forces=frames.forces[:20])
+    force_field = gdml.fit(forces_only, descriptor=descriptor, kernel="gaussian", length_scale=5.0, noise=1e-6)
+    geometry, exchanged = frames.positions[60], frames.positions[60].copy()
+    hydrogen = np.flatnonzero(frames.numbers == 1)
+    exchanged[hydrogen] = exchanged[hydrogen[::-1]]
+    one, other = force_field.predict(geometry), force_field.predict(exchanged)
+    assert one.energy == pytest.approx(other.energy, abs=1e-8)
+    np.testing.assert_allclose(one.forces[hydrogen], other.forces[hydrogen[::-1]], atol=1e-7)
+
+
+def rounded(positions):
+    return torch.round(100 * inverse_distances(positions)) / 100 + 0.0 * positions.sum()
+
+
+def partly_detached(positions):
+    x = inverse_distances(positions)
+    return x * x.detach()
+
+
+BAD = [
+    (lambda r: r.flatten(), FitError, "changes when the geometry is moved"),
+    (lambda r: (r - r.mean(0)).flatten(), FitError, "changes when the geometry is turned"),
+    (lambda r: torch.ones(3, dtype=r.dtype) + 0.0 * r.sum(), FitError, "is constant"),
+    (lambda r: inverse_distances(r).detach(), FitError, "cannot be differentiated: it detaches"),
+    (rounded, FitError, "is constant|changes otherwise than its derivative says"),
+    (partly_detached, FitError, "changes otherwise than its derivative says"),
+    (lambda r: (r[:, None] - r).square().sum(2).sqrt().flatten(), FitError, "distance of an atom to itself"),
+    (lambda r: torch.log(-inverse_distances(r)), FitError, "is not finite"),
+    (lambda r: torch.tensor(r.numpy()), FitError, "cannot be evaluated"),
+    (lambda r: inverse_distances(r)[: int(r.sum())], FitError, "cannot be evaluated"),
+    (
+        lambda r: inverse_distances(r) * torch.arange(36),
+        SymmetryError,
+        "not invariant under the group: the permutation",
+    ),
+]
+
+
+@pytest.mark.parametrize("function, error, message", BAD)
+def test_functions_that_are_no_descriptors(frames, function, error, message):
+    with pytest.raises(error, match=message):
+        gdml.fit(frames[:10], descriptor=AutogradDescriptor(function), length_scale=20.0)
+
+
+def test_rows_that_depend_on_the_order_of_atoms(frames):
+    def ordered(positions):
+        return smeared(positions) * (1.0 + torch.arange(len(positions))[:, None])
+
+    with pytest.raises(SymmetryError, match="to exchange the equal atoms . and . does more"):
+        gdml.fit(frames[:10], descriptor=AutogradDescriptor(ordered, local=True), length_scale=20.0)
+
+
+def test_coincident_atoms(bound, batch, frames):
+    batch[3, 1] = batch[3, 0]
+    with pytest.raises(DataError, match="geometry 3: the descriptor is not finite"):
+        bound.evaluate(batch)
+    with pytest.raises(DataError, match="is for 9 atoms, the geometries have 8"):
+        bound.evaluate(batch[:, 1:])
