@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .descriptors import from_recipe
 from .errors import CheckpointWarning, DataError, FormatError, OutputError
+from .hyperparameters import Chosen
 from .npz import Archive, check_writable, read_archive, write_archive
 from .processes import Shares, Team
 from .solvers import State
@@ -34,10 +36,8 @@ class Journal:
 
     Attributes
     ----------
-    length_scale : float or None
-        As soon as it is chosen.
-    expected_error : float or None
-        That came with this choice, eV/Å.
+    chosen : Chosen or None
+        The hyper-parameters, as soon as they are chosen.
     rank : int
         Of the preconditioner; 0 before conjugate gradients begin.
     spent : int
@@ -51,8 +51,7 @@ class Journal:
     def __init__(self, path: str | Path | None = None, problem: dict[str, str] | None = None, team: Team | None = None):
         self.problem, self.team = problem or {}, team or Team()
         self.path = None if path is None else self.team.agree(lambda: check_writable(path, ".npz"))
-        self.length_scale: float | None = None
-        self.expected_error: float | None = None
+        self.chosen: Chosen | None = None
         self.rank = self.spent = 0
         self.state: State | None = None
         self.errors: list[float] = []
@@ -99,18 +98,19 @@ class Journal:
         if different:
             listed = ", ".join(f"{k} ({known.get(k)} there, {self.problem.get(k)} here)" for k in different)
             raise DataError(f"{self.path}: this checkpoint is of another training; it differs in {listed}")
-        self.length_scale = float(archive["length_scale"])
-        error = float(archive["expected_error"])
-        self.expected_error = None if math.isnan(error) else error
+        length_scale, error, noise = (float(archive[name]) for name in ("length_scale", "expected_error", "noise"))
+        recipe = json.loads(archive.text("descriptor"))
+        descriptor = from_recipe(recipe["recipe"], recipe["n_atoms"]) if recipe else None
+        self.chosen = Chosen(length_scale, None if math.isnan(error) else error, noise, descriptor)
         if "x" in archive:
             self.rank, self.spent = int(archive["rank"]), int(archive["spent"])
             vectors = [torch.tensor(archive[name]) for name in ("x", "r", "p", "rz")]
             self.state = State(*vectors, archive["residuals"].tolist(), bool(archive["fresh"]))
             self.errors = archive["errors"].tolist()
 
-    def note_length_scale(self, length_scale: float, expected_error: float | None) -> None:
-        """Keep the length scale, which may have taken long to choose, and the error that it promises."""
-        self.length_scale, self.expected_error = length_scale, expected_error
+    def note_choice(self, chosen: Chosen) -> None:
+        """Keep the hyper-parameters, which may have taken long to choose."""
+        self.chosen = chosen
         if self._is_due():
             self._write({})
 
@@ -132,8 +132,14 @@ class Journal:
         self._last = time.monotonic()
 
     def _write_file(self, fields: dict) -> None:
-        error = math.nan if self.expected_error is None else self.expected_error
-        chosen = {"length_scale": self.length_scale, "expected_error": error}
+        length_scale, error, noise, descriptor = self.chosen
+        recipe = None if descriptor is None else {"recipe": descriptor.recipe(), "n_atoms": descriptor.n_atoms}
+        chosen = {
+            "length_scale": length_scale,
+            "expected_error": math.nan if error is None else error,
+            "noise": noise,
+            "descriptor": json.dumps(recipe),
+        }
         fields = {"format": FORMAT, "problem": json.dumps(self.problem)} | chosen | fields
         try:
             write_archive(self.path, {name: np.asarray(value) for name, value in fields.items()})

@@ -33,7 +33,8 @@ class Problem:
 
     Geometries n, labels of each L, descriptor entries D, order |S|; m neighbours
     of the preconditioner; translations |T| that the contraction sums over in
-    Fourier space; the device, of each of P processes that share out the geometries.
+    Fourier space; the device, of each of P processes that share out the geometries;
+    whether atoms are compared instead of geometries.
     """
 
     n_frames: int
@@ -44,6 +45,7 @@ class Problem:
     n_translations: int = 1
     device: torch.device = CPU
     n_processes: int = 1
+    is_local: bool = False
 
     @property
     def n_unknowns(self) -> int:
@@ -51,12 +53,15 @@ class Problem:
 
     @property
     def closed_form_bytes(self) -> int:
-        return closed_form_bytes(self.n_frames, self.n_labels, self.size, self.order, self.n_translations)
+        return closed_form_bytes(*self._sizes)
+
+    @property
+    def _sizes(self) -> tuple[int, int, int, int, int, bool]:
+        return self.n_frames, self.n_labels, self.size, self.order, self.n_translations, self.is_local
 
     def check_closed_form(self) -> None:
         """Raise `MemoryBudgetError` unless there is memory enough."""
-        sizes = self.n_frames, self.n_labels, self.size, self.order, self.n_translations
-        check_closed_form(*sizes, self.device)
+        check_closed_form(*self._sizes, self.device)
 
     def fits_closed_form(self) -> bool:
         """Whether the closed form fits into the memory there is."""
@@ -77,11 +82,11 @@ class Problem:
 
     @property
     def pair_operations(self) -> float:
-        """Half of those for a block of the matrix: L (2 |S| D + D² + D L), or L columns by Fourier sums."""
+        """Half of those for a block of the matrix: L D (3 |S| + L), or L columns by Fourier sums."""
         labels, size, order = self.n_labels, self.size, self.order
         if self.n_translations > 1:
             return labels * (self._fourier + FOURIER * size * labels) / 2
-        return labels * (2 * order * size + size**2 + size * labels)
+        return labels * size * (3 * order + labels)
 
     @property
     def column_operations(self) -> float:

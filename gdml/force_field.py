@@ -167,7 +167,7 @@ class ForceField:
             If it is not a sum over atoms, or does not know an element.
         """
         numbers = np.asarray(numbers, dtype=int)
-        if not isinstance(self.descriptor, ManyBody):
+        if not (isinstance(self.descriptor, ManyBody) and self.descriptor.local):
             raise ModelMismatchError(
                 f"this force field is for the geometries of {self.formula} as a whole; for other atoms train one with "
                 "descriptor=gdml.ManyBody()"

@@ -127,7 +127,8 @@ class Matern32(RadialKernel):
 
     .. math:: k = (1 + s) e^{-s}, \quad s = \sqrt{3} r / \ell
 
-    The forces of such a force field have kinks at the training geometries.
+    The forces of such a force field have kinks at the training geometries. Those at one of
+    them are right to 1e-8 only, since there rounding errors of distances count.
     """
 
     name = "matern32"

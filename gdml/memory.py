@@ -10,7 +10,9 @@ from .solvers.cholesky import BLOCK
 FOURIER = 100 * 1024 * 1024
 
 
-def closed_form_bytes(n_frames: int, n_labels: int, size: int, order: int, n_translations: int = 1) -> int:
+def closed_form_bytes(
+    n_frames: int, n_labels: int, size: int, order: int, n_translations: int = 1, is_local: bool = False
+) -> int:
     """Peak memory of assembly and solution in closed form.
 
     Parameters
@@ -23,6 +25,8 @@ def closed_form_bytes(n_frames: int, n_labels: int, size: int, order: int, n_tra
         Length D of a descriptor; |S|.
     n_translations : int
         More than one if sums over them are done in Fourier space.
+    is_local : bool
+        Whether atoms are compared instead of geometries: D² is left out then.
 
     Returns
     -------
@@ -38,7 +42,7 @@ def closed_form_bytes(n_frames: int, n_labels: int, size: int, order: int, n_tra
     if n_translations > 1:
         duals, column = min(duals, FOURIER), column + FOURIER
     else:
-        column += 2 * size**2 + 3 * order * (size + n_labels)
+        column += (0 if is_local else 2 * size**2) + 3 * order * (size + n_labels)
     factorisation = 2 * min(BLOCK, n_frames * n_labels) * n_frames * n_labels
     return 8 * (matrix + duals + column + factorisation)
 
@@ -49,6 +53,7 @@ def check_closed_form(
     size: int,
     order: int,
     n_translations: int = 1,
+    is_local: bool = False,
     device: torch.device | str = "cpu",
 ) -> int:
     """The predicted peak memory in bytes, if it fits on the device.
@@ -61,7 +66,7 @@ def check_closed_form(
     budget = available_memory(device)
 
     def bytes_of(n: int) -> int:
-        return closed_form_bytes(n, n_labels, size, order, n_translations)
+        return closed_form_bytes(n, n_labels, size, order, n_translations, is_local)
 
     needed = bytes_of(n_frames)
     if needed <= budget:

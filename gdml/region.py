@@ -11,7 +11,6 @@ from .descriptors import Descriptor, InverseDistances, PairDescriptor, PeriodicI
 from .geometry import pair_indices
 from .symmetry import Action, PermutationGroup
 
-
 UNBOUND = 1e6  # 1/Å: no atoms are so near
 
 

@@ -1,24 +1,17 @@
 """Choice of hyper-parameters by the error on held-out geometries."""
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 from .dataset import Dataset
 from .errors import DataError, FitError
 from .force_field import ForceField
+from .hyperparameters import Chosen
 from .metrics import evaluate
 
 MIN_FRAMES = 5  # below this nothing can be held out
 GRID = (8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)  # length scales, in units of the spread
 MORE = 3  # steps beyond the grid, where its end is the best
-
-
-class Chosen(NamedTuple):
-    """A length scale, and the root mean square error of forces (eV/Å) that it had on held-out geometries."""
-
-    length_scale: float
-    error: float
 
 
 def hold_out(dataset: Dataset, most: int = 200) -> tuple[Dataset, Dataset]:
@@ -46,28 +39,32 @@ def hold_out(dataset: Dataset, most: int = 200) -> tuple[Dataset, Dataset]:
     return dataset[rest], dataset[held]
 
 
-def choose_length_scale(
-    train: Callable[[float], ForceField],
+def choose(
+    train: Callable[[float, float], ForceField],
     validation: Dataset,
     spread: float,
+    noises: Sequence[float],
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Chosen:
-    """The length scale with the smallest force error (RMSE) on held-out geometries.
+    """The length scale and noise with the smallest force error (RMSE) on held-out geometries.
 
     Tries 8 to 512 times the spread of the descriptors in steps of two, further up
     where 512 is the best (as it is in crystals), then half a step to both sides
     of the best. The error often has a plateau, and with few
-    geometries two minima, so that a descent from one guess would not do.
+    geometries two minima, so that a descent from one guess would not do. Of several
+    noises, those beside the best are tried then, and steps of the length scale again.
 
     Parameters
     ----------
     train : callable
-        From a length scale to a force field.
+        From a length scale and a noise to a force field.
     validation : Dataset
     spread : float
         Root mean square distance of the training geometries from their mean, in
         the descriptor.
+    noises : sequence of float
+        Those to be tried, the likeliest first.
     progress : callable(done, total), optional
 
     Returns
@@ -79,28 +76,61 @@ def choose_length_scale(
     FitError
         If no length scale gave a solvable system.
     """
-    errors: dict[float, float] = {}
-
-    def judge(length_scale: float) -> None:
-        try:
-            errors[length_scale] = evaluate(train(length_scale), validation).forces_rmse
-        except FitError:  # too long: the matrix is singular to working precision
-            errors[length_scale] = math.inf
-        if progress:
-            progress(len(errors), max(len(errors), len(GRID) + 2))
-
+    search = _Search(train, validation, sorted(noises), progress)
+    first = sorted(noises).index(noises[0])
     for multiple in GRID:
-        judge(multiple * spread)
-    best = min(errors, key=errors.get)
-    while best == max(errors) and len(errors) < len(GRID) + MORE:
-        judge(2.0 * best)
-        best = min(errors, key=errors.get)
-    for step in (math.sqrt(0.5), math.sqrt(2.0)):
-        judge(best * step)
-    best = min(errors, key=errors.get)
-    if not math.isfinite(errors[best]):
+        search.judge(multiple * spread, first)
+    while search.best[0] == max(search.errors)[0] and len(search.errors) < len(GRID) + MORE:
+        search.judge(2.0 * search.best[0], first)
+    search.steps_of_length(math.sqrt(2.0))
+    if len(noises) > 1:
+        search.steps_of_noise()
+        search.steps_of_length(math.sqrt(2.0))
+    (length_scale, noise), error = search.best, search.errors[search.best]
+    if not math.isfinite(error):
+        lengths = [length for length, _ in search.errors]
         raise FitError(
-            f"no length scale between {min(errors):.3g} and {max(errors):.3g} gave a positive definite "
+            f"no length scale between {min(lengths):.3g} and {max(lengths):.3g} gave a positive definite "
             "matrix; raise the noise, or look for geometries that are nearly equal"
         )
-    return Chosen(best, errors[best])
+    return Chosen(length_scale, error, search.noises[noise])
+
+
+class _Search:
+    """Errors of the hyper-parameters tried so far: of length scales, and noises by their place among all."""
+
+    def __init__(self, train, validation: Dataset, noises: list[float], progress):
+        self.train, self.validation, self.noises, self.progress = train, validation, noises, progress
+        self.errors: dict[tuple[float, int], float] = {}
+
+    @property
+    def best(self) -> tuple[float, int]:
+        return min(self.errors, key=self.errors.get)
+
+    def judge(self, length_scale: float, noise: int) -> None:
+        if (length_scale, noise) in self.errors:
+            return
+        try:
+            error = evaluate(self.train(length_scale, self.noises[noise]), self.validation).forces_rmse
+        except FitError:  # too long: the matrix is singular to working precision
+            error = math.inf
+        self.errors[length_scale, noise] = error
+        if self.progress:
+            done, more = len(self.errors), 2 if len(self.noises) == 1 else 6
+            self.progress(done, max(done, len(GRID) + more))
+
+    def steps_of_length(self, factor: float) -> None:
+        length_scale, noise = self.best
+        for step in (1.0 / factor, factor):
+            self.judge(length_scale * step, noise)
+
+    def steps_of_noise(self) -> None:
+        """One after the other, as long as it gets better."""
+        for step in (-1, 1):
+            while True:
+                length_scale, noise = before = self.best
+                if not 0 <= noise + step < len(self.noises):
+                    break
+                self.judge(length_scale, noise + step)
+                if self.best == before:
+                    break

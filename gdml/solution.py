@@ -16,6 +16,7 @@ from .operators import TrainingOperator
 from .preconditioners import FACTORS, Begun, begin, build
 from .progress import iteration_bar, progress_bar
 from .solvers import Solution, State, cg, cholesky_factor, cholesky_solve
+from .symmetry import Environments
 
 SOLVERS = ("auto", "cholesky", "cg")
 # Conjugate gradients end when the misfit on the training forces is this fraction of the
@@ -124,7 +125,8 @@ def solve(
         method = replace(method, neighbours=0 if translations > 1 else DEFAULT_NEIGHBOURS)
     team = operator.shares.team
     sizes = operator.shares.n, operator.block_size, size, order
-    problem = Problem(*sizes, method.neighbours, translations, operator.device, team.size)
+    is_local = isinstance(operator.contraction.action, Environments)
+    problem = Problem(*sizes, method.neighbours, translations, operator.device, team.size, is_local)
     with memory_explained(operator.device, "train with a lower rank, in several processes, or on the CPU"):
         return _solve(operator, problem, method, monitor, progress, journal)
 

@@ -1,7 +1,7 @@
 """Training: from a dataset to a force field."""
 
 import hashlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,32 +10,36 @@ from ase import Atoms
 from numpy.typing import ArrayLike
 
 from .checkpoints import Journal
-from .checks import check_duplicates, check_group, check_labels, check_validation
-from .contractions import check_backend, contraction
+from .checks import check_duplicates, check_labels, check_validation
+from .contractions import check_backend
 from .cost import Problem
-from .crystals import ideal_group, mean_cell, reference_of
 from .dataset import Dataset, read
-from .descriptors import Descriptor, Features, InverseDistances, SideBySide, SmoothInverseDistances
-from .energies import compare_units, constant_of_energy
-from .errors import DataError, FitError, SymmetryError
-from .force_field import MAX_FRAMES, ForceField
+from .descriptors import Descriptor
+from .energies import compare_units
+from .errors import DataError, FitError
+from .force_field import ForceField
 from .hardware import check_device, check_precision
-from .kernels import RadialKernel, kernel_by_name
-from .operators import Labels, TrainingOperator
+from .hyperparameters import Chosen
+from .kernels import RadialKernel
+from .metric import can_learn, learn
+from .plan import (
+    MIN_SEARCHED,
+    Plan,
+    choose_by_grid,
+    descriptors_of,
+    features_of,
+    make_plan,
+    most_searched,
+    number_of,
+    solve_plan,
+    spread_of,
+    symmetry_of,
+)
 from .processes import Shares, Team, own_device
-from .progress import progress_bar
-from .region import is_of_pairs, ranges_of
-from .selection import GRID, Chosen, choose_length_scale, hold_out
-from .solution import CLOSED_FORM, ForceMonitor, Method, solve
-from .symmetry import Action, Environments, PermutationGroup, crystal_group, molecular_group
+from .selection import GRID, hold_out
+from .solution import ForceMonitor, Method
+from .symmetry import Environments, PermutationGroup
 
-DEFAULT_NOISE = 1e-10
-# Trainings that only judge a length scale use at most this many unknowns.
-MAX_SEARCH_UNKNOWNS = 6000
-# and operations, of which a core does some 10^11 in a second; but no fewer geometries than this.
-MAX_SEARCH_OPERATIONS, MIN_SEARCHED = 1.5e11, 4
-# Of periodic systems' inverse distances, side by side: the best of those tried on four crystals.
-PERIODIC_POWERS = (1.0, 3.0)
 # Energies are checked against forces on frames with this many atoms in all, and
 # not where there are fewer frames than can tell.
 MAX_CHECKED = 600
@@ -99,8 +103,8 @@ def fit(
     length_scale : float or "auto"
         In units of the descriptor (1/Å for the default). As ``sig`` in sGDML.
     noise : float or "auto"
-        λ, in units of the kernel's second derivative; 1e-10 by default. As
-        ``lam`` in sGDML.
+        λ, in units of the kernel's second derivative. By default 1e-10, or with kernels
+        between atoms chosen with the length scale. As ``lam`` in sGDML.
     use_energy : bool
         Whether energies are trained on too. Otherwise they only fix the
         constant, and serve as a check of the forces.
@@ -175,34 +179,50 @@ def fit(
         check_validation(dataset, validation)
     if use_stress and not dataset.has_stress:
         raise DataError("use_stress needs stress labels, a cell, and geometries that are periodic in three directions")
-    group = _group(dataset, symmetry, reference, symprec)
+    group = symmetry_of(dataset, symmetry, reference, symprec)
     team = Team.current()
-    plan = _plan(dataset, group, descriptor, kernel, noise, use_energy, use_stress, backend, device)
+    plan = make_plan(dataset, group, descriptor, kernel, noise, use_energy, use_stress, backend, device)
     method = Method(solver, preconditioner, rank, neighbours, rtol)
     problem = _problem(plan, method, dataset, validation, length_scale)
     team.check_same(problem | {"backend": backend, "dtype": str(dtype), "device": device.type})
     method.check(_size_of(plan, dataset, team))
-    x = _descriptors(plan, dataset)
+    x = descriptors_of(plan, dataset)
     team.agree(lambda: check_duplicates(dataset, x.cpu().numpy(), plan.action))
     journal = Journal.open(checkpoint, problem, resume, team)
     team.agree(lambda: check_energies(dataset, plan))
+    learns = descriptor is None and length_scale == "auto" and can_learn(plan, dataset)
     if length_scale != "auto":
-        chosen = Chosen(_number("length_scale", length_scale), None)
-    elif journal.length_scale:
-        chosen = Chosen(journal.length_scale, journal.expected_error)
+        chosen = Chosen(number_of("length_scale", length_scale), None, plan.noises[0])
+    elif journal.chosen:
+        chosen = journal.chosen
     else:
-        chosen = team.agree(lambda: _search(plan, dataset, validation, progress))
-    journal.note_length_scale(*chosen)
+        chosen = team.agree(lambda: _search(plan, dataset, validation, learns, progress))
+    journal.note_choice(chosen)
+    if chosen.descriptor is not None:
+        plan = plan.with_descriptor(chosen.descriptor)
+        x = descriptors_of(plan, dataset)
     monitor = ForceMonitor(expected=chosen.error)
     if validation is not None:
         part = Shares(team, len(validation)).own
         forces = torch.tensor(validation.forces[part], device=plan.device)
-        monitor = ForceMonitor(_features(plan, validation)[part], forces)
-    force_field = _train(plan, dataset, chosen.length_scale, progress, method, monitor, journal, team, x)
+        monitor = ForceMonitor(features_of(plan, validation)[part], forces)
+    force_field = solve_plan(plan, dataset, chosen, progress, method, monitor, journal, team, x)
     return force_field.to(dtype=dtype)
 
 
-def _size_of(plan: "_Plan", dataset: Dataset, team: Team) -> Problem:
+def _search(plan: Plan, dataset: Dataset, validation: Dataset | None, learns: bool, progress: bool) -> Chosen:
+    """The hyper-parameters, and the error to expect with all of the dataset: errors fall like 1/n at best."""
+    training = dataset
+    if validation is None:
+        training, validation = hold_out(dataset)
+    if learns:
+        best = learn(plan, training, validation, progress=progress).chosen
+    else:
+        best = choose_by_grid(plan, training, validation, progress)
+    return best._replace(error=best.error * min(len(training), most_searched(plan)) / len(dataset))
+
+
+def _size_of(plan: "Plan", dataset: Dataset, team: Team) -> Problem:
     """The problem, as far as it is known before the matrix is."""
     # Of a linear molecule; others have one less.
     n_labels = 3 * dataset.n_atoms - (3 if any(dataset.pbc) else 5) + plan.use_energy + 6 * plan.use_stress
@@ -215,6 +235,7 @@ def _size_of(plan: "_Plan", dataset: Dataset, team: Team) -> Problem:
         n_translations=n_translations,
         device=plan.device,
         n_processes=team.size,
+        is_local=isinstance(plan.action, Environments),
     )
 
 
@@ -227,7 +248,7 @@ def _problem(plan, method, dataset, validation, length_scale) -> dict[str, str]:
         "symmetry": f"order {plan.group.order}, {group}",
         "descriptor": str(plan.descriptor),
         "kernel": str(plan.kernel.with_length_scale(1.0)),
-        "noise": str(plan.noise),
+        "noise": str(plan.noises),
         "use_energy": str(plan.use_energy),
         "use_stress": str(plan.use_stress),
         "length_scale": str(length_scale),
@@ -235,173 +256,7 @@ def _problem(plan, method, dataset, validation, length_scale) -> dict[str, str]:
     }
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """All that is decided before the length scale."""
-
-    group: PermutationGroup
-    descriptor: Descriptor
-    action: Action | Environments
-    kernel: RadialKernel
-    noise: float
-    use_energy: bool
-    use_stress: bool
-    backend: str
-    device: torch.device
-
-
-def _plan(dataset, group, descriptor, kernel, noise, use_energy, use_stress, backend, device) -> _Plan:
-    noise = DEFAULT_NOISE if noise == "auto" else _number("noise", noise)
-    if not 0 <= noise < np.inf:
-        raise FitError(f"the noise must not be negative or infinite, but it is {noise}")
-    cell = mean_cell(dataset) if any(dataset.pbc) else None
-    descriptor = (descriptor or _descriptor(dataset)).bound(dataset.numbers, dataset.positions, dataset.pbc, cell)
-    return _Plan(
-        group=group,
-        descriptor=descriptor,
-        action=descriptor.action(group),
-        kernel=kernel if isinstance(kernel, RadialKernel) else kernel_by_name(kernel)(),
-        noise=noise,
-        use_energy=use_energy,
-        use_stress=use_stress,
-        backend=backend,
-        device=device,
-    )
-
-
-def _number(name: str, value: float | str) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise FitError(f"{name} must be a number or 'auto', not {value!r}") from error
-
-
-def _descriptor(dataset: Dataset) -> Descriptor:
-    if not any(dataset.pbc):
-        return InverseDistances(dataset.n_atoms)
-    cell = mean_cell(dataset)
-    parts = [SmoothInverseDistances(dataset.n_atoms, cell, dataset.pbc, power) for power in PERIODIC_POWERS]
-    return SideBySide.balanced(parts, torch.tensor(dataset.positions), cells=dataset.cell)
-
-
-def _group(
-    dataset: Dataset,
-    symmetry: str | PermutationGroup | ArrayLike,
-    reference: Atoms | str | Path | None,
-    symprec: float | str,
-) -> PermutationGroup:
-    if reference is not None and not any(dataset.pbc):
-        raise DataError("a reference is for periodic geometries, and these have pbc False; leave it out, or set pbc")
-    if isinstance(symmetry, str):
-        if symmetry == "auto" and any(dataset.pbc):
-            ideal = reference_of(dataset, reference)
-            return (
-                ideal_group(ideal) if symprec == "auto" else crystal_group(ideal, symprec=_number("symprec", symprec))
-            )
-        if symmetry == "auto":
-            return molecular_group(dataset)
-        if symmetry == "none":
-            return PermutationGroup.trivial(dataset.n_atoms)
-        raise SymmetryError(f"symmetry is 'auto', 'none' or a group, not {symmetry!r}")
-    group = symmetry if isinstance(symmetry, PermutationGroup) else PermutationGroup(symmetry)
-    check_group(dataset, group)
-    return group
-
-
-def _features(plan: _Plan, dataset: Dataset, strain: bool = False) -> Features:
-    positions, cells = torch.tensor(dataset.positions, device=plan.device), dataset.periodic_cell
-    return plan.descriptor.evaluate(positions, **({} if cells is None else {"cells": cells, "strain": strain}))
-
-
-def _geometries(dataset: Dataset) -> tuple[np.ndarray, ...]:
-    return (dataset.positions,) if dataset.periodic_cell is None else (dataset.positions, dataset.periodic_cell)
-
-
-def _descriptors(plan: _Plan, dataset: Dataset) -> torch.Tensor:
-    """Descriptors (n, D) of all geometries, a few at a time, since Jacobians take several times as much memory."""
-    frames = np.arange(len(dataset))
-    return torch.cat([_features(plan, dataset[frames[k : k + MAX_FRAMES]]).x for k in frames[::MAX_FRAMES]])
-
-
-def _search(plan: _Plan, dataset: Dataset, validation: Dataset | None, progress: bool) -> Chosen:
-    """The length scale, and the error to expect with all of the dataset: errors fall like 1/n at best."""
-    training = dataset
-    if validation is None:
-        training, validation = hold_out(dataset)
-    most = _most_searched(plan)
-    if len(training) > most:
-        training = training[training.sample(most)]
-    spread = float(_features(plan, training).x.std(0).norm())
-    with progress_bar("length scale", progress) as bar:
-        best = choose_length_scale(
-            lambda scale: _train(plan, training, scale, judged_by_forces=True), validation, spread, progress=bar
-        )
-    return best._replace(error=best.error * len(training) / len(dataset))
-
-
-def _most_searched(plan: _Plan) -> int:
-    """Geometries that a length scale is judged with: so many that one training takes a second or a few."""
-    n_labels = 3 * plan.group.n_atoms
-    sizes = range(MIN_SEARCHED, MAX_SEARCH_UNKNOWNS // n_labels + 1)
-    order, translations = plan.action.order, len(plan.action.translations)
-    problems = (Problem(n, n_labels, plan.descriptor.size, order, n_translations=translations) for n in sizes)
-    fast = [p.n_frames for p in problems if p.closed_form_operations <= MAX_SEARCH_OPERATIONS]
-    return max([MIN_SEARCHED, *fast])
-
-
-def _train(
-    plan: _Plan,
-    dataset: Dataset,
-    length_scale: float,
-    progress: bool = False,
-    method: Method = CLOSED_FORM,
-    monitor: ForceMonitor | None = None,
-    journal: Journal | None = None,
-    team: Team | None = None,
-    x: torch.Tensor | None = None,
-    *,
-    judged_by_forces: bool = False,
-) -> ForceField:
-    """Solve for the coefficients; the constant of the energy is left out where forces alone matter."""
-    shares = Shares(team or Team(), len(dataset))
-    own = dataset[np.arange(len(dataset))[shares.own]]
-    features = _features(plan, own, plan.use_stress)
-    labels = Labels(features, own, plan.use_energy, plan.use_stress, shares)
-    kernel = plan.kernel.with_length_scale(length_scale)
-    x = features.x if x is None else x
-    jets = contraction(kernel, x, plan.action, plan.backend)
-    operator = TrainingOperator(jets, labels, plan.noise)
-    solution, account = solve(operator, method, monitor or ForceMonitor(), progress, journal or Journal())
-    c, w = operator.dual_jets(solution)
-    offset = labels.offset
-    if dataset.energy is not None and not plan.use_energy and not judged_by_forces:
-        e, _ = jets.apply(features.x, c, w)
-        offset = constant_of_energy(shares.gather(e).cpu().numpy(), dataset)
-    return ForceField(
-        numbers=dataset.numbers,
-        descriptor=plan.descriptor,
-        group=plan.group,
-        kernel=kernel,
-        y=x.cpu().numpy(),
-        c=None if c is None else c.cpu().numpy(),
-        w=w.cpu().numpy(),
-        offset=offset,
-        details={
-            "name": dataset.name,
-            "n_train": len(dataset),
-            "noise": plan.noise,
-            "solver": account,
-            "fingerprint": dataset.fingerprint,
-            "use_stress": plan.use_stress,
-            "energies": "relative" if dataset.energy is None else "absolute",
-        },
-        ranges=None if is_of_pairs(plan.descriptor) else ranges_of(plan.descriptor, plan.group, *_geometries(dataset)),
-        devices=(str(plan.device),),
-        backend=plan.backend,
-    )
-
-
-def check_energies(dataset: Dataset, plan: _Plan) -> None:
+def check_energies(dataset: Dataset, plan: Plan) -> None:
     """Raise if energies are of another unit or sign than the forces.
 
     A small force field is trained on the forces of a few frames, and its
@@ -411,11 +266,12 @@ def check_energies(dataset: Dataset, plan: _Plan) -> None:
         return
     if not np.ptp(dataset.energy) > 0:
         raise DataError("all energies are equal, but the forces are not zero; leave the energies out, or mend them")
-    most = min(MAX_CHECKED // dataset.n_atoms, _most_searched(plan))
+    most = min(MAX_CHECKED // dataset.n_atoms, most_searched(plan))
     few = dataset[dataset.sample(min(len(dataset), max(MIN_SEARCHED + 1, most)))]
-    spread = float(_features(plan, few).x.std(0).norm())
+    spread = spread_of(plan, features_of(plan, few).x)
+    chosen = Chosen(GRID[3] * spread, None, plan.noises[0])
     try:
-        force_field = _train(replace(plan, use_energy=False), few, GRID[3] * spread, judged_by_forces=True)
+        force_field = solve_plan(replace(plan, use_energy=False), few, chosen, judged_by_forces=True)
     except FitError:  # then the training itself will say so
         return
     compare_units(force_field.predict(few.positions, few.periodic_cell).energy, few.energy)

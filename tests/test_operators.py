@@ -38,8 +38,11 @@ def test_matrix_and_product(frames, kernel, use_energy, symmetry):
     operator, _ = build(frames[:7], kernel, use_energy, symmetry)
     matrix = dense(operator)
     assert matrix.shape == operator.shape
+    # Distances by |x|² + |y|² - 2 x·y are off by 1e-8 where they are zero; of these kernels only
+    # this one has a 𝒟k with a slope there.
+    rtol = 1e-7 if kernel == "matern32" else 1e-10
     for column in torch.eye(len(matrix), dtype=torch.float64)[::11]:
-        torch.testing.assert_close(operator.matmul(column), matrix @ column, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(operator.matmul(column), matrix @ column, rtol=rtol, atol=1e-2 * rtol)
 
 
 @cases

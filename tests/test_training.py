@@ -13,8 +13,9 @@ import gdml
 from gdml import memory
 from gdml.errors import DataWarning, EnergyWarning, MemoryBudgetError
 from gdml.geometry import internal_basis
-from gdml.selection import Chosen, choose_length_scale, hold_out
-from gdml.training import MAX_SEARCH_UNKNOWNS
+from gdml.hyperparameters import Chosen
+from gdml.plan import MAX_SEARCH_UNKNOWNS
+from gdml.selection import choose, hold_out
 
 HERE = Path(__file__).parent
 
@@ -141,13 +142,13 @@ def test_length_scale_is_chosen_on_held_out_frames(frames):
 
 def test_search_uses_a_sample_of_large_sets(frames, monkeypatch):
     seen = []
-    monkeypatch.setattr("gdml.training.MAX_SEARCH_UNKNOWNS", 27 * 20)
+    monkeypatch.setattr("gdml.plan.MAX_SEARCH_UNKNOWNS", 27 * 20)
 
-    def choose(train, *args, **kwargs):
-        seen.append(train(20.0))
-        return Chosen(20.0, 0.1)
+    def chosen(train, *args, **kwargs):
+        seen.append(train(20.0, 1e-10))
+        return Chosen(20.0, 0.1, 1e-10)
 
-    monkeypatch.setattr("gdml.training.choose_length_scale", choose)
+    monkeypatch.setattr("gdml.plan.choose", chosen)
     force_field = gdml.fit(frames[:60])
     assert (len(seen[0].y), len(force_field.y)) == (20, 60)
     assert MAX_SEARCH_UNKNOWNS > 2000
@@ -159,20 +160,32 @@ def test_search_goes_on_where_the_end_of_the_grid_is_best(best, monkeypatch):
         return SimpleNamespace(forces_rmse=abs(np.log(scale / best)))
 
     monkeypatch.setattr("gdml.selection.evaluate", evaluate)
-    chosen = choose_length_scale(lambda scale: scale, None, spread=1.0)
+    chosen = choose(lambda scale, noise: scale, None, 1.0, [1e-10])
     assert abs(np.log2(chosen.length_scale / best)) <= 0.26
     assert chosen.error == pytest.approx(abs(np.log(chosen.length_scale / best)))
 
 
+def test_search_of_the_noise(monkeypatch):
+    """Goes to smaller and larger ones, and follows with the length scale."""
+
+    def evaluate(tried, _):
+        return SimpleNamespace(forces_rmse=abs(np.log(tried[0] / 50.0)) + abs(np.log(tried[1] / best)))
+
+    monkeypatch.setattr("gdml.selection.evaluate", evaluate)
+    for best in (1e-9, 1e-8, 1e-6, 1e-4):
+        chosen = choose(lambda *tried: tried, None, 1.0, [1e-6, 1e-9, 1e-7, 1e-8, 1e-5, 1e-4])
+        assert chosen.noise == best and abs(np.log2(chosen.length_scale / 50.0)) <= 0.5
+
+
 def test_search_survives_singular_systems(frames):
-    def train(length_scale):
+    def train(length_scale, noise):
         if length_scale > 100:
             raise gdml.errors.NotPositiveDefiniteError("singular")
         return gdml.fit(frames[:8], length_scale=length_scale)
 
-    assert choose_length_scale(train, frames[100:110], spread=1.0).length_scale < 100
+    assert choose(train, frames[100:110], 1.0, [1e-10]).length_scale < 100
     with pytest.raises(gdml.errors.FitError, match="no length scale between"):
-        choose_length_scale(train, frames[100:110], spread=1e3)
+        choose(train, frames[100:110], 1e3, [1e-10])
 
 
 def test_hold_out_is_apart(frames):

@@ -53,7 +53,7 @@ class Contraction(ABC):
         self.n_translations = 1  # that are made use of
         # The kernel sees differences only: an origin amid the references that the
         # group leaves alone keeps |x|² small and so the differences exact.
-        self.origin = torch.tensor(action.reduce(y.mean(0).cpu().numpy(), np.mean), device=y.device)
+        self.origin = torch.tensor(action.reduce(y.detach().mean(0).cpu().numpy(), np.mean), device=y.device)
         self.x, self.y = y, self.centred(y)
 
     def centred(self, x: Tensor) -> Tensor:

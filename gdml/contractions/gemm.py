@@ -27,6 +27,7 @@ ARRAYS = 8  # of this size at a time
 # Numbers in the intermediates of a few columns, and of a few pairs of points.
 COLUMN_TILE = 8 * 1024 * 1024
 PAIR_TILE = 2 * 1024 * 1024
+TINY = 1e-30  # where a square root still has a derivative
 
 
 class GemmContraction(Contraction):
@@ -110,23 +111,19 @@ class GemmContraction(Contraction):
 
     def pairs_at_once(self, n_labels: int) -> int:
         numbers = tile(self.y.device, PAIR_TILE, ARRAYS)
-        return max(1, numbers // (self.size**2 + 2 * self.order * (self.size + n_labels)))
+        return max(1, numbers // (self.size * n_labels + 2 * self.order * (self.size + n_labels)))
 
     def pairs(
         self, x: Tensor, c_left: Tensor, w_left: Tensor, references: Tensor, c_right: Tensor, w_right: Tensor
     ) -> Tensor:
         length = self.kernel.natural_length
         x, w_left, w_right = self.centred(x), w_left / length, w_right / length
-        p, size = x.shape
         d = x[:, None] - self.y[references][:, self.images]  # (p, |S|, D)
         k, d1, d2 = self.kernel.unit_profile(torch.linalg.vector_norm(d, dim=2), value=bool(c_right.any()))
-        # The group as it acts on the right jets, Σ_s 𝒟k P_s, is small beside their images.
-        place = torch.arange(size, device=x.device) * size + self.images
-        group = x.new_zeros(p, size * size)
-        group.index_add_(1, place.flatten(), d1.repeat_interleave(size, 1))
-        result = w_left.mT @ (group.view(p, size, size) @ w_right)
+        is_single = bool((references == references[0]).all())
+        pull, u = (self._of_one if is_single else self._of_several)(d, d1, w_right)
+        result = w_left.mT @ pull
         left_u = d @ w_left  # (p, |S|, L)
-        u = d.gather(2, self.inverse.expand_as(d)) @ w_right
         q = u * d2[..., None]
         if k is not None:
             q += d1[..., None] * c_right
@@ -138,9 +135,24 @@ class GemmContraction(Contraction):
         return result
 
 
+    def _of_one(self, d: Tensor, d1: Tensor, w_right: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums Σ_s 𝒟k s w (p, D, R) and inner products d · s w (p, |S|, R), of jets on one reference point."""
+        images = w_right[0][self.images]  # (|S|, D, R)
+        pull = (d1 @ images.flatten(1)).unflatten(1, (self.size, -1))
+        return pull, torch.bmm(d.transpose(0, 1), images).transpose(0, 1)
+
+    def _of_several(self, d: Tensor, d1: Tensor, w_right: Tensor) -> tuple[Tensor, Tensor]:
+        """The same on several, where the group as a matrix Σ_s 𝒟k P_s is small beside all images."""
+        p, size = len(d), self.size
+        place = torch.arange(size, device=d.device) * size + self.images
+        group = d.new_zeros(p, size * size)
+        group.index_add_(1, place.flatten(), d1.repeat_interleave(size, 1))
+        return group.view(p, size, size) @ w_right, d.gather(2, self.inverse.expand_as(d)) @ w_right
+
+
 def distances(x: Tensor, y: Tensor) -> Tensor:
     squared = (x * x).sum(1)[:, None] + (y * y).sum(1) - 2.0 * (x @ y.T)
-    return squared.clamp_(min=0.0).sqrt_()
+    return squared.clamp_(min=TINY).sqrt_()
 
 
 class _References:

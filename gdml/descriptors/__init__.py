@@ -3,12 +3,23 @@
 from ..errors import FormatError
 from .autograd import AutogradDescriptor, AutogradFeatures
 from .base import Descriptor, Features
+from .distances import ExponentialDistances, WeightedDistances
+from .internal import InternalCoordinates
 from .inverse_distances import InverseDistances, PairDescriptor, PairFeatures
 from .many_body import ManyBody, ManyBodyFeatures
 from .periodic import PeriodicFeatures, PeriodicInverseDistances, SmoothInverseDistances
 from .side_by_side import SideBySide
 
-DESCRIPTORS = {cls.name: cls for cls in (InverseDistances, PeriodicInverseDistances, SmoothInverseDistances)}
+DESCRIPTORS = {
+    cls.name: cls
+    for cls in (
+        InverseDistances,
+        ExponentialDistances,
+        WeightedDistances,
+        PeriodicInverseDistances,
+        SmoothInverseDistances,
+    )
+}
 
 
 def from_recipe(recipe: dict, n_atoms: int) -> Descriptor:
@@ -25,18 +36,27 @@ def from_recipe(recipe: dict, n_atoms: int) -> Descriptor:
         return SideBySide([from_recipe(part, n_atoms) for part in settings["parts"]], settings["weights"])
     if name == ManyBody.name:
         numbers = settings.pop("numbers")
-        settings["elements"] = tuple(settings["elements"])
+        settings |= {key: tuple(settings[key]) for key in ("elements", "scales")}
         return ManyBody(**settings).for_atoms(numbers)
+    if name == InternalCoordinates.name:
+        return InternalCoordinates(**{key: _tuples(value) for key, value in settings.items()})
     if name not in DESCRIPTORS:
         raise FormatError(f"unknown descriptor {name!r}; update gdml")
     return DESCRIPTORS[name](n_atoms, **settings)
+
+
+def _tuples(value: object) -> object:
+    """Lists, and lists in them, as tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 __all__ = [
     "AutogradDescriptor",
     "AutogradFeatures",
     "Descriptor",
+    "ExponentialDistances",
     "Features",
+    "InternalCoordinates",
     "InverseDistances",
     "ManyBody",
     "ManyBodyFeatures",
@@ -46,5 +66,6 @@ __all__ = [
     "PeriodicInverseDistances",
     "SideBySide",
     "SmoothInverseDistances",
+    "WeightedDistances",
     "from_recipe",
 ]

@@ -64,6 +64,8 @@ class Descriptor(ABC):
     """
 
     name: ClassVar[str]
+    # Noises that are tried where none is given, the likeliest one first.
+    noises: ClassVar[tuple[float, ...]] = (1e-10,)
     pbc: tuple[bool, bool, bool] = (False, False, False)
 
     @property

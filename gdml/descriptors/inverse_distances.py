@@ -88,24 +88,21 @@ def pairs_on(device: torch.device, n_atoms: int) -> tuple[Tensor, Tensor]:
 
 
 class PairDescriptor(Descriptor):
-    """A descriptor with one entry for each pair k = (i, j) of atoms: x_k = s_k^-p.
+    """A descriptor with one entry for each pair of atoms, that falls with their distance.
 
     Attributes
     ----------
     n_atoms : int
         N, at least 2.
-    power : float
-        p; positive.
     """
 
     n_atoms: int
-    power: float
 
-    def _check(self) -> None:
+    def _check(self, what: str, value: float) -> None:
         if self.n_atoms < 2:
             raise FitError("a single atom has no distances and so no forces to learn")
-        if not (math.isfinite(self.power) and self.power > 0):
-            raise FitError(f"the power of the inverse distances must be positive and finite, not {self.power}")
+        if not (math.isfinite(value) and value > 0):
+            raise FitError(f"{what} must be positive and finite, not {value}")
 
     @property
     def size(self) -> int:
@@ -140,7 +137,28 @@ class PairDescriptor(Descriptor):
     def explain(self, entry: int, value: float) -> tuple[int, int, float]:
         """What an entry of the descriptor means: its two atoms, and their distance s in Å."""
         first, second = pair_indices(self.n_atoms)
-        return int(second[entry]), int(first[entry]), float(value ** (-1.0 / self.power))
+        values = np.ones(self.size)
+        values[entry] = value
+        return int(second[entry]), int(first[entry]), float(self.distances(values)[entry])
+
+    @abstractmethod
+    def distances(self, x: np.ndarray) -> np.ndarray:
+        """The distances s (..., D) in Å that entries (..., D) stand for."""
+
+
+class PowerDescriptor(PairDescriptor):
+    """A descriptor x_k = s_k^-p of a distance s for each pair k of atoms.
+
+    Attributes
+    ----------
+    power : float
+        p; positive.
+    """
+
+    power: float
+
+    def _check_power(self) -> None:
+        self._check("the power of the inverse distances", self.power)
 
     def distances(self, x: np.ndarray) -> np.ndarray:
         """The distances s (..., D) in Å that entries (..., D) stand for."""
@@ -152,7 +170,7 @@ class PairDescriptor(Descriptor):
 
 
 @dataclass(frozen=True)
-class InverseDistances(PairDescriptor):
+class InverseDistances(PowerDescriptor):
     r"""Powers of the inverse distances of all pairs k = (i, j) of atoms.
 
     .. math:: x_k = |r_i - r_j|^{-p}
@@ -173,7 +191,7 @@ class InverseDistances(PairDescriptor):
     name = "inverse-distances"
 
     def __post_init__(self):
-        self._check()
+        self._check_power()
 
     def evaluate(self, positions: Tensor) -> PairFeatures:
         """Descriptors and Jacobians at positions (M, N, 3), Å."""

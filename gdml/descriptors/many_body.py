@@ -32,11 +32,12 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 from torch import Tensor
 
 from ..errors import FitError
 from ..geometry import pair_indices
-from ..symmetry import Environments, PermutationGroup
+from ..symmetry import Action, Environments, PermutationGroup
 from .autograd import AutogradFeatures, Differentiated
 from .inverse_distances import InverseDistances
 
@@ -60,8 +61,6 @@ class ManyBodyFeatures(AutogradFeatures):
 class ManyBody(Differentiated):
     """Two- and three-body distributions around each atom (see `gdml.descriptors.many_body`), for molecules.
 
-    The kernel compares atoms of the same element; energies are sums over atoms.
-
     Parameters
     ----------
     cutoff : float
@@ -70,6 +69,11 @@ class ManyBody(Differentiated):
         Radii of the grids, from cutoff / n to the cutoff.
     weight : float
         β of the three-body part.
+    local : bool
+        Whether the kernel compares atoms of the same element, so that energies are sums
+        over atoms; else it compares geometries as a whole, with a group.
+    scales : sequence of float
+        Further weights of the parts that `part_names` lists; `gdml.learn_metric` finds them.
 
     Raises
     ------
@@ -81,11 +85,13 @@ class ManyBody(Differentiated):
     n_two: int = 24
     n_three: int = 20
     weight: float = 0.5
+    local: bool = True
+    scales: tuple[float, ...] = ()
     elements: tuple[int, ...] = ()
 
     name = "many-body"
     is_costly = True
-    is_local = True
+    noises = (1e-6, 1e-7, 1e-5, 1e-4)
 
     def __post_init__(self):
         for what in ("cutoff", "n_two", "n_three", "weight"):
@@ -96,6 +102,10 @@ class ManyBody(Differentiated):
     @property
     def title(self) -> str:
         return self.name
+
+    @property
+    def is_local(self) -> bool:
+        return self.local
 
     def bound(
         self, numbers: np.ndarray, positions: np.ndarray, pbc: tuple[bool, ...], cell: np.ndarray | None = None
@@ -122,14 +132,45 @@ class ManyBody(Differentiated):
         width = n * self.n_two + n * (n + 1) // 2 * ANGULAR * self.n_three
         return replace(self, numbers=numbers, shape=(len(numbers), width))
 
-    def action(self, group: PermutationGroup) -> Environments:
-        """Which rows of the descriptor are compared."""
-        return Environments(np.array(self.numbers), self.shape[1])
+    def action(self, group: PermutationGroup) -> Action | Environments:
+        """Which rows of the descriptor are compared, or how a group permutes them."""
+        if self.local:
+            return Environments(np.array(self.numbers), self.shape[1])
+        width = np.arange(self.shape[1])
+        return Action(*((rows[:, :, None] * self.shape[1] + width).reshape(len(rows), -1) for rows in group.split()))
 
     def recipe(self) -> dict[str, object]:
         """What a model file needs to make this descriptor again, besides the number of atoms."""
-        names = "cutoff", "n_two", "n_three", "weight", "elements", "numbers"
+        names = "cutoff", "n_two", "n_three", "weight", "local", "scales", "elements", "numbers"
         return {"name": self.name, **{name: getattr(self, name) for name in names}}
+
+    def part_names(self) -> list[str]:
+        """What the parts of a row are called: by the element of neighbours, then by those of two."""
+        symbols = [chemical_symbols[z] for z in self.elements]
+        both = [f"{a} and {b} around" for k, a in enumerate(symbols) for b in symbols[k:]]
+        return [f"{a} around" for a in symbols] + both
+
+    def parts_of_entries(self) -> np.ndarray:
+        """Which part each entry (D,) is of."""
+        widths = [self.n_two] * len(self.elements) + [ANGULAR * self.n_three] * self._n_element_pairs
+        return np.tile(np.repeat(np.arange(len(widths)), widths), len(self.numbers))
+
+    def scaled(self, scales: np.ndarray) -> "ManyBody":
+        """The same with parts multiplied by further weights."""
+        before = self.scales or (1.0,) * len(scales)
+        return replace(self, scales=tuple((np.asarray(before) * scales).tolist()))
+
+    @cached_property
+    def _scales(self) -> Tensor:
+        """The weight of each entry (D,)."""
+        return torch.tensor(np.asarray(self.scales)[self.parts_of_entries()])
+
+    def _weighted(self, x: Tensor) -> Tensor:
+        """Descriptors (M, D), or derivatives of them (M, D, n), times the weights of parts."""
+        if not self.scales:
+            return x
+        scales = self._scales.to(x.device)
+        return x * (scales if x.ndim == 2 else scales[:, None])
 
     @property
     def intermediates(self) -> int:
@@ -178,7 +219,8 @@ class ManyBody(Differentiated):
         two = self._two_body(s)
         two = _summed(torch.cat([two, two], 1), self._rows.to(s.device), len(self.numbers) * len(self.elements))
         three = _summed(self._three_body(s[:, ij], s[:, ik], s[:, jk]), rows, len(self.numbers) * self._n_element_pairs)
-        return torch.cat([part.unflatten(1, (len(self.numbers), -1)).flatten(2) for part in (two, three)], 2).flatten(1)
+        parts = [part.unflatten(1, (len(self.numbers), -1)).flatten(2) for part in (two, three)]
+        return self._weighted(torch.cat(parts, 2).flatten(1))
 
     @property
     def _n_element_pairs(self) -> int:
@@ -268,7 +310,7 @@ class ManyBody(Differentiated):
             for part in (two, three)
         ]
         by_distances = torch.cat(parts, 2).flatten(1, 2)  # (M, D, pairs)
-        return by_distances @ by_positions
+        return self._weighted(by_distances @ by_positions)
 
 
 def _summed(terms: Tensor, rows: Tensor, n_rows: int) -> Tensor:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ..errors import DataError, FitError
 from ..geometry import NUMBERS_AT_A_TIME, Lattice, pair_indices
-from .inverse_distances import PairDescriptor, PairFeatures, pairs_on
+from .inverse_distances import PairFeatures, PowerDescriptor, pairs_on
 
 VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))  # rows and columns of xx, yy, zz, yz, xz, xy
 MIN_DISTANCE = 1e-6  # Å; closer atoms are taken to be at the same place
@@ -73,7 +73,7 @@ class PeriodicFeatures(PairFeatures):
 
 
 @dataclass(frozen=True)
-class _PeriodicPairs(PairDescriptor):
+class _PeriodicPairs(PowerDescriptor):
     """What the periodic descriptors share: x = s^-p with a periodic distance s.
 
     Subclasses give s², and half of its derivatives.
@@ -85,7 +85,7 @@ class _PeriodicPairs(PairDescriptor):
     power: float = 3.0
 
     def __post_init__(self):
-        self._check()
+        self._check_power()
         # Tuples, so that equal descriptors are equal, and nobody changes them.
         cell, pbc = np.asarray(self.cell, dtype=float), np.asarray(self.pbc, dtype=bool)
         object.__setattr__(self, "cell", tuple(map(tuple, np.atleast_2d(cell).tolist())))

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import DataError, FitError
 from ..symmetry import Action, PermutationGroup
 from .base import Descriptor
-from .inverse_distances import PairDescriptor, PairFeatures
+from .inverse_distances import PairDescriptor, PairFeatures, PowerDescriptor
 from .periodic import PeriodicFeatures
 
 
@@ -155,7 +155,8 @@ class SideBySide(Descriptor):
 
 
 def _same_distances(part: PairDescriptor, other: PairDescriptor) -> bool:
-    return replace(part, power=other.power) == other
+    both = isinstance(part, PowerDescriptor) and isinstance(other, PowerDescriptor)
+    return both and replace(part, power=other.power) == other
 
 
 def _raised(features: PairFeatures, exponent: float) -> PairFeatures:

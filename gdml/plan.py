@@ -1,0 +1,223 @@
+"""What training decides before the matrix, and the solution for hyper-parameters that are chosen."""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase import Atoms
+from numpy.typing import ArrayLike
+
+from .checkpoints import Journal
+from .checks import check_group
+from .contractions import contraction
+from .cost import Problem
+from .crystals import ideal_group, mean_cell, reference_of
+from .dataset import Dataset
+from .descriptors import Descriptor, Features, InverseDistances, SideBySide, SmoothInverseDistances
+from .energies import constant_of_energy
+from .errors import DataError, FitError, SymmetryError
+from .force_field import MAX_FRAMES, ForceField
+from .hyperparameters import Chosen
+from .kernels import RadialKernel, kernel_by_name
+from .operators import Labels, TrainingOperator
+from .processes import Shares, Team
+from .progress import progress_bar
+from .region import is_of_pairs, ranges_of
+from .selection import choose
+from .solution import CLOSED_FORM, ForceMonitor, Method, solve
+from .symmetry import Action, Environments, PermutationGroup, crystal_group, molecular_group
+
+# Trainings that only judge hyper-parameters use at most this many unknowns.
+MAX_SEARCH_UNKNOWNS = 6000
+# and operations, of which a core does some 10^11 in a second; but no fewer geometries than this.
+MAX_SEARCH_OPERATIONS, MIN_SEARCHED = 1.5e11, 4
+# Of periodic systems' inverse distances, side by side: the best of those tried on four crystals.
+PERIODIC_POWERS = (1.0, 3.0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is decided before the length scale."""
+
+    group: PermutationGroup
+    descriptor: Descriptor
+    action: Action | Environments
+    kernel: RadialKernel
+    noises: tuple[float, ...]
+    use_energy: bool
+    use_stress: bool
+    backend: str
+    device: torch.device
+
+    def with_descriptor(self, descriptor: Descriptor) -> "Plan":
+        """The same for another descriptor."""
+        return replace(self, descriptor=descriptor, action=descriptor.action(self.group))
+
+
+def make_plan(dataset, group, descriptor, kernel, noise, use_energy, use_stress, backend, device) -> Plan:
+    if noise != "auto" and not 0 <= number_of("noise", noise) < np.inf:
+        raise FitError(f"the noise must not be negative or infinite, but it is {noise}")
+    cell = mean_cell(dataset) if any(dataset.pbc) else None
+    descriptor = (descriptor or _descriptor(dataset)).bound(dataset.numbers, dataset.positions, dataset.pbc, cell)
+    return Plan(
+        group=group,
+        descriptor=descriptor,
+        action=descriptor.action(group),
+        kernel=kernel if isinstance(kernel, RadialKernel) else kernel_by_name(kernel)(),
+        noises=descriptor.noises if noise == "auto" else (float(noise),),
+        use_energy=use_energy,
+        use_stress=use_stress,
+        backend=backend,
+        device=device,
+    )
+
+
+def number_of(name: str, value: float | str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise FitError(f"{name} must be a number or 'auto', not {value!r}") from error
+
+
+def _descriptor(dataset: Dataset) -> Descriptor:
+    if not any(dataset.pbc):
+        return InverseDistances(dataset.n_atoms)
+    cell = mean_cell(dataset)
+    parts = [SmoothInverseDistances(dataset.n_atoms, cell, dataset.pbc, power) for power in PERIODIC_POWERS]
+    return SideBySide.balanced(parts, torch.tensor(dataset.positions), cells=dataset.cell)
+
+
+def symmetry_of(
+    dataset: Dataset,
+    symmetry: str | PermutationGroup | ArrayLike,
+    reference: Atoms | str | Path | None,
+    symprec: float | str,
+) -> PermutationGroup:
+    if reference is not None and not any(dataset.pbc):
+        raise DataError("a reference is for periodic geometries, and these have pbc False; leave it out, or set pbc")
+    if isinstance(symmetry, str):
+        if symmetry == "auto" and any(dataset.pbc):
+            ideal = reference_of(dataset, reference)
+            return (
+                ideal_group(ideal) if symprec == "auto" else crystal_group(ideal, symprec=number_of("symprec", symprec))
+            )
+        if symmetry == "auto":
+            return molecular_group(dataset)
+        if symmetry == "none":
+            return PermutationGroup.trivial(dataset.n_atoms)
+        raise SymmetryError(f"symmetry is 'auto', 'none' or a group, not {symmetry!r}")
+    group = symmetry if isinstance(symmetry, PermutationGroup) else PermutationGroup(symmetry)
+    check_group(dataset, group)
+    return group
+
+
+def features_of(plan: Plan, dataset: Dataset, strain: bool = False) -> Features:
+    positions, cells = torch.tensor(dataset.positions, device=plan.device), dataset.periodic_cell
+    return plan.descriptor.evaluate(positions, **({} if cells is None else {"cells": cells, "strain": strain}))
+
+
+def _geometries(dataset: Dataset) -> tuple[np.ndarray, ...]:
+    return (dataset.positions,) if dataset.periodic_cell is None else (dataset.positions, dataset.periodic_cell)
+
+
+def descriptors_of(plan: Plan, dataset: Dataset) -> torch.Tensor:
+    """Descriptors (n, D) of all geometries, a few at a time, since Jacobians take several times as much memory."""
+    frames = np.arange(len(dataset))
+    return torch.cat([features_of(plan, dataset[frames[k : k + MAX_FRAMES]]).x for k in frames[::MAX_FRAMES]])
+
+
+def searched(plan: Plan, training: Dataset) -> Dataset:
+    """So many of the geometries that a training with them takes a second or a few."""
+    most = most_searched(plan)
+    return training[training.sample(most)] if len(training) > most else training
+
+
+def choose_by_grid(plan: Plan, training: Dataset, validation: Dataset, progress: bool) -> Chosen:
+    """The hyper-parameters that are best for some of the geometries."""
+    training = searched(plan, training)
+    labels = labels_of(plan, training, Shares(Team(), len(training)))
+
+    def train(length_scale: float, noise: float) -> ForceField:
+        chosen = Chosen(length_scale, None, noise)
+        return solve_plan(plan, training, chosen, labels=labels, judged_by_forces=True)
+
+    with progress_bar("length scale", progress) as bar:
+        return choose(train, validation, spread_of(plan, labels.features.x), plan.noises, progress=bar)
+
+
+def spread_of(plan: Plan, x: torch.Tensor) -> float:
+    """Root mean square distance of descriptors, or of their points, from their mean."""
+    n_points = len(plan.action.kinds) if isinstance(plan.action, Environments) else 1
+    return float(x.std(0).norm()) / math.sqrt(n_points)
+
+
+def most_searched(plan: Plan) -> int:
+    """Geometries that a length scale is judged with: so many that one training takes a second or a few."""
+    n_labels = 3 * plan.group.n_atoms
+    sizes = range(MIN_SEARCHED, MAX_SEARCH_UNKNOWNS // n_labels + 1)
+    order, translations = plan.action.order, len(plan.action.translations)
+    is_local = isinstance(plan.action, Environments)
+    problems = (
+        Problem(n, n_labels, plan.descriptor.size, order, n_translations=translations, is_local=is_local) for n in sizes
+    )
+    fast = [p.n_frames for p in problems if p.closed_form_operations <= MAX_SEARCH_OPERATIONS]
+    return max([MIN_SEARCHED, *fast])
+
+
+def solve_plan(
+    plan: Plan,
+    dataset: Dataset,
+    chosen: Chosen,
+    progress: bool = False,
+    method: Method = CLOSED_FORM,
+    monitor: ForceMonitor | None = None,
+    journal: Journal | None = None,
+    team: Team | None = None,
+    x: torch.Tensor | None = None,
+    labels: Labels | None = None,
+    *,
+    judged_by_forces: bool = False,
+) -> ForceField:
+    """Solve for the coefficients; the constant of the energy is left out where forces alone matter."""
+    shares = Shares(team or Team(), len(dataset))
+    labels = labels or labels_of(plan, dataset, shares)
+    kernel = plan.kernel.with_length_scale(chosen.length_scale)
+    x = labels.features.x if x is None else x
+    jets = contraction(kernel, x, plan.action, plan.backend)
+    operator = TrainingOperator(jets, labels, chosen.noise)
+    solution, account = solve(operator, method, monitor or ForceMonitor(), progress, journal or Journal())
+    c, w = operator.dual_jets(solution)
+    offset = labels.offset
+    if dataset.energy is not None and not plan.use_energy and not judged_by_forces:
+        e, _ = jets.apply(labels.features.x, c, w)
+        offset = constant_of_energy(shares.gather(e).cpu().numpy(), dataset)
+    return ForceField(
+        numbers=dataset.numbers,
+        descriptor=plan.descriptor,
+        group=plan.group,
+        kernel=kernel,
+        y=x.cpu().numpy(),
+        c=None if c is None else c.cpu().numpy(),
+        w=w.cpu().numpy(),
+        offset=offset,
+        details={
+            "name": dataset.name,
+            "n_train": len(dataset),
+            "noise": chosen.noise,
+            "solver": account,
+            "fingerprint": dataset.fingerprint,
+            "use_stress": plan.use_stress,
+            "energies": "relative" if dataset.energy is None else "absolute",
+        },
+        ranges=None if is_of_pairs(plan.descriptor) else ranges_of(plan.descriptor, plan.group, *_geometries(dataset)),
+        devices=(str(plan.device),),
+        backend=plan.backend,
+    )
+
+
+def labels_of(plan: Plan, dataset: Dataset, shares: Shares) -> Labels:
+    """The labels of the own geometries."""
+    own = dataset[np.arange(len(dataset))[shares.own]]
+    return Labels(features_of(plan, own, plan.use_stress), own, plan.use_energy, plan.use_stress, shares)
