@@ -24,6 +24,7 @@ from .data import ethanol
 from .dataset import Dataset, read, read_structure
 from .errors import INTERRUPTED, DataError, FitError, FormatError, GDMLError, GDMLWarning, OutputError
 from .force_field import ForceField
+from .kernels import KERNELS
 from .metrics import Metrics, compare, evaluate, predict
 from .models import load
 from .npz import check_writable, read_archive
@@ -90,6 +91,7 @@ def _train(options: argparse.Namespace) -> None:
         "reference": None if options.reference is None else read_structure(options.reference),
         "symmetry": options.symmetry,
         "symprec": options.symprec,
+        "descriptor": options.descriptor,
         "kernel": options.kernel,
         "length_scale": options.length_scale,
         "noise": options.noise,
@@ -115,7 +117,8 @@ def _train(options: argparse.Namespace) -> None:
         print(f"{options.output}: {_describe(force_field)}; trained in {seconds:.1f} s{_account(force_field)}")
         _judge(force_field, training, validation, options.plot)
     if options.learning_curve:
-        settings |= {"length_scale": force_field.length_scale, "symmetry": force_field.group, "progress": False}
+        chosen = {"length_scale": force_field.length_scale, "noise": force_field.details["noise"]}
+        settings |= chosen | {"symmetry": force_field.group, "descriptor": force_field.descriptor, "progress": False}
         _learning_curve(training, validation, settings, options.learning_curve)
 
 
@@ -233,7 +236,8 @@ def demo(options: argparse.Namespace) -> None:
 def _describe(force_field: ForceField) -> str:
     return (
         f"{force_field.formula}, {len(force_field.y)} training geometries, symmetry "
-        f"{force_field.group.summary}, {force_field.kernel.name} with length scale {force_field.length_scale:.4g}"
+        f"{force_field.group.summary}, {force_field.descriptor.name}, {force_field.kernel.name} with length scale "
+        f"{force_field.length_scale:.4g}"
     )
 
 
@@ -311,7 +315,10 @@ def _add_train(commands, data) -> None:
     parser.add_argument("--n-valid", type=natural, metavar="N", help="hold out N other frames (200, or what is left)")
     parser.add_argument("--length-scale", type=_auto_or_float, default="auto", metavar="L", help="1/Å, or auto")
     parser.add_argument("--noise", type=_auto_or_float, default="auto", metavar="X", help="1e-10 by default")
-    parser.add_argument("--kernel", default="matern52", help="matern52 (default) or gaussian")
+    parser.add_argument(
+        "--descriptor", default="auto", help="auto (default), inverse-distances, many-body or internal-coordinates"
+    )
+    parser.add_argument("--kernel", default="matern52", help=f"{', '.join(KERNELS)}; matern52 by default")
     parser.add_argument("--reference", type=Path, metavar="FILE", help="of a crystal: its ideal structure")
     help_text = "how far atoms of the reference may be off symmetric places, Å"
     parser.add_argument("--symprec", type=_auto_or_float, default="auto", metavar="X", help=help_text)

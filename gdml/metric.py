@@ -1,8 +1,8 @@
 r"""Learned metrics: hyper-parameters by the gradient of an error through the solution.
 
 Entries of a descriptor are of kinds: pairs of atoms by their elements and bonds apart, or
-the parts of `ManyBody` by their elements. Each kind has a weight m, inverse distances also a
-common power p,
+the parts of `ManyBody` by their elements. Each kind has a weight m, and distances have a
+power p, or two with entries side by side,
 
 .. math:: x_k = m_{t(k)} \, u_k^{\,p} ,
 
@@ -52,7 +52,6 @@ from .operators import Labels
 from .plan import Plan, choose_by_grid, labels_of, make_plan, searched, solve_plan, symmetry_of
 from .processes import Shares, Team
 from .progress import progress_bar
-from .region import is_of_pairs
 from .selection import hold_out
 from .symmetry import PermutationGroup
 from .symmetry.molecules import bond_graph
@@ -63,7 +62,9 @@ SETTLED = 3e-4  # change of the objective, a logarithm, at which the descent end
 FARTHEST = 4  # bonds apart, beyond which all pairs of two elements are of a kind
 FREEDOM = np.log(30.0)  # of the logarithm of a weight
 NOISES = np.log([1e-13, 1e-2])  # between which the noise may move
-POWERS = np.log([0.1, 4.0])
+BETWEEN = np.log([0.1, 4.0])  # for powers
+POWERS = (1.0, 3.0)  # to start with
+OTHERS = 0.3  # spread of entries with the second power, over that with the first, to start with
 FAILED = 1e3  # objective where the matrix is singular
 
 
@@ -121,12 +122,13 @@ class Metric:
 def learn_metric(
     dataset: Dataset | str | Path | list[Atoms],
     *,
-    descriptor: InverseDistances | SideBySide | ManyBody | None = None,
+    descriptor: ManyBody | None = None,
     symmetry: str | PermutationGroup = "auto",
     kernel: str | RadialKernel = "matern52",
     noise: float | str = "auto",
     objective: str = "leave-one-out",
     max_steps: int = MAX_STEPS,
+    powers: Sequence[float] = POWERS,
     progress: bool = False,
 ) -> Metric:
     """Learn which distances, or which parts of a descriptor, matter.
@@ -139,13 +141,15 @@ def learn_metric(
     ----------
     dataset : Dataset, or what `gdml.read` takes
         At least twenty geometries of a molecule.
-    descriptor : InverseDistances, some of them side by side, or ManyBody, optional
-        Whose entries are weighted; inverse distances by default.
+    descriptor : ManyBody, optional
+        Whose parts are weighted; by default inverse distances.
     symmetry, kernel, noise
         As in `gdml.fit`; a noise that is given stays.
     objective : {"leave-one-out", "held-out", "likelihood"}
         See `gdml.metric`. "held-out" learns from half of the geometries for the error on the other.
     max_steps : int
+    powers : sequence of float
+        Of the distances, to start with: as many stand side by side, each with weights of its own.
     progress : bool
 
     Returns
@@ -166,11 +170,11 @@ def learn_metric(
         raise DataError("metrics are learned for molecules, and these geometries are periodic")
     if len(dataset) < MIN_FRAMES:
         raise DataError(f"{len(dataset)} geometries are too few to learn a metric from; give at least {MIN_FRAMES}")
-    if descriptor is not None and not _can_be_weighted(descriptor):
-        raise FitError(f"metrics are learned for InverseDistances and ManyBody, not for {descriptor}")
+    if descriptor is not None and not isinstance(descriptor, ManyBody):
+        raise FitError(f"metrics are learned for inverse distances and ManyBody, not for {descriptor}")
     group = symmetry_of(dataset, symmetry, None, "auto")
     plan = make_plan(dataset, group, descriptor, kernel, noise, False, False, "auto", torch.device("cpu"))
-    return learn(plan, *hold_out(dataset), objective, max_steps, progress)
+    return learn(plan, *hold_out(dataset), objective, max_steps, powers, progress)
 
 
 def can_learn(plan: Plan, dataset: Dataset) -> bool:
@@ -184,6 +188,7 @@ def learn(
     validation: Dataset,
     objective: str = "leave-one-out",
     max_steps: int = MAX_STEPS,
+    powers: Sequence[float] = POWERS,
     progress: bool = False,
 ) -> Metric:
     """As `learn_metric`, for geometries that are split already."""
@@ -192,7 +197,8 @@ def learn(
     grid = choose_by_grid(plan, training, validation, progress)
     n_labels = 3 * training.n_atoms - 6
     few = training[training.sample(min(len(training), max(4, MAX_UNKNOWNS // n_labels)))]
-    problem = _Problem.of(plan, few, _kinds(plan, training), grid)
+    powers = () if isinstance(plan.descriptor, ManyBody) else tuple(powers)
+    problem = _Problem.of(plan, few, _kinds(plan, training, len(powers)), grid, powers)
     history: list[float] = []
     with progress_bar("metric", progress) as bar:
         theta = _descend(problem, OBJECTIVES[objective], max_steps, history, bar)
@@ -221,7 +227,8 @@ class _Kinds(NamedTuple):
     names: list[str]
 
 
-def _kinds(plan: Plan, dataset: Dataset) -> _Kinds:
+def _kinds(plan: Plan, dataset: Dataset, n_parts: int) -> _Kinds:
+    """Kinds of pairs, again for each of several powers; or parts of `ManyBody`."""
     if isinstance(plan.descriptor, ManyBody):
         return _Kinds(plan.descriptor.parts_of_entries(), plan.descriptor.part_names())
     numbers = dataset.numbers
@@ -234,22 +241,14 @@ def _kinds(plan: Plan, dataset: Dataset) -> _Kinds:
     elements = np.sort([numbers[first], numbers[second]], axis=0).T
     kinds, of_entries = np.unique(np.column_stack([elements, bonds]), axis=0, return_inverse=True)
     names = [_pair_name(*kind) for kind in kinds.tolist()]
-    n_parts = len(_parts(plan.descriptor)[0])
     if n_parts == 1:
         return _Kinds(of_entries.ravel(), names)
     of_parts = [of_entries.ravel() + k * len(names) for k in range(n_parts)]
     return _Kinds(np.concatenate(of_parts), [f"{name} ({k + 1})" for k in range(n_parts) for name in names])
 
 
-def _parts(descriptor: InverseDistances | SideBySide) -> tuple[Sequence[InverseDistances], Sequence[float]]:
-    """Inverse distances and their weights."""
-    return (descriptor.parts, descriptor.weights) if isinstance(descriptor, SideBySide) else ([descriptor], [1.0])
-
-
 def _can_be_weighted(descriptor: Descriptor) -> bool:
-    if isinstance(descriptor, SideBySide):
-        return all(isinstance(part, InverseDistances) for part in descriptor.parts)
-    return isinstance(descriptor, (InverseDistances, ManyBody))
+    return isinstance(descriptor, ManyBody) or descriptor == InverseDistances(descriptor.n_atoms)
 
 
 def _pair_name(first: int, second: int, bonds: int) -> str:
@@ -273,19 +272,18 @@ class _Problem:
     n_powers: int
 
     @classmethod
-    def of(cls, plan: Plan, dataset: Dataset, kinds: _Kinds, grid: Chosen) -> "_Problem":
-        weights, powers = np.ones(len(kinds.names)), []
-        if is_of_pairs(plan.descriptor):
-            parts, part_weights = _parts(plan.descriptor)
-            powers = [part.power for part in parts]
-            weights = np.repeat(part_weights, len(kinds.names) // len(parts))
-            plan_of_u = replace(plan, descriptor=InverseDistances(dataset.n_atoms))
-        else:
-            plan_of_u = plan
-        labels = labels_of(plan_of_u, dataset, Shares(Team(), len(dataset)))
-        w = labels.duals(torch.arange(len(dataset)))
+    def of(cls, plan: Plan, dataset: Dataset, kinds: _Kinds, grid: Chosen, powers: Sequence[float]) -> "_Problem":
+        labels = labels_of(plan, dataset, Shares(Team(), len(dataset)))
+        w, u = labels.duals(torch.arange(len(dataset))), labels.features.x
+        weights = np.ones(len(kinds.names))
+        if powers:
+            spreads = np.array([float(u.pow(p).std(0).norm()) for p in powers])
+            shares = np.array([1.0, *[OTHERS] * (len(powers) - 1)]) * spreads[0] / spreads
+            weights = np.repeat(shares, len(kinds.names) // len(powers))
+            action = SideBySide([plan.descriptor] * len(powers), shares).action(plan.group)
+            plan = replace(plan, action=action)
         start = np.log([*(weights / grid.length_scale), *powers, grid.noise])
-        return cls(plan, kinds, labels.features.x, w, labels, start, len(powers))
+        return cls(plan, kinds, u, w, labels, start, len(powers))
 
     @property
     def names(self) -> list[str]:
@@ -301,7 +299,7 @@ class _Problem:
 
     def bounds(self) -> list[tuple[float, float]]:
         weights = [(s - FREEDOM, s + FREEDOM) for s in self.start[: len(self.names)]]
-        return weights + [tuple(POWERS)] * self.n_powers + [self._noises]
+        return weights + [tuple(BETWEEN)] * self.n_powers + [self._noises]
 
     @property
     def _noises(self) -> tuple[float, float]:

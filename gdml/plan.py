@@ -15,7 +15,7 @@ from .contractions import contraction
 from .cost import Problem
 from .crystals import ideal_group, mean_cell, reference_of
 from .dataset import Dataset
-from .descriptors import Descriptor, Features, InverseDistances, SideBySide, SmoothInverseDistances
+from .descriptors import Descriptor, Features, InverseDistances, SideBySide, SmoothInverseDistances, by_name
 from .energies import constant_of_energy
 from .errors import DataError, FitError, SymmetryError
 from .force_field import MAX_FRAMES, ForceField
@@ -60,7 +60,7 @@ def make_plan(dataset, group, descriptor, kernel, noise, use_energy, use_stress,
     if noise != "auto" and not 0 <= number_of("noise", noise) < np.inf:
         raise FitError(f"the noise must not be negative or infinite, but it is {noise}")
     cell = mean_cell(dataset) if any(dataset.pbc) else None
-    descriptor = (descriptor or _descriptor(dataset)).bound(dataset.numbers, dataset.positions, dataset.pbc, cell)
+    descriptor = _descriptor(dataset, descriptor).bound(dataset.numbers, dataset.positions, dataset.pbc, cell)
     return Plan(
         group=group,
         descriptor=descriptor,
@@ -81,7 +81,11 @@ def number_of(name: str, value: float | str) -> float:
         raise FitError(f"{name} must be a number or 'auto', not {value!r}") from error
 
 
-def _descriptor(dataset: Dataset) -> Descriptor:
+def _descriptor(dataset: Dataset, given: Descriptor | str | None) -> Descriptor:
+    if isinstance(given, Descriptor):
+        return given
+    if given not in (None, "auto"):
+        return by_name(given, dataset.n_atoms)
     if not any(dataset.pbc):
         return InverseDistances(dataset.n_atoms)
     cell = mean_cell(dataset)

@@ -53,7 +53,7 @@ def fit(
     reference: Atoms | str | Path | None = None,
     symmetry: str | PermutationGroup | ArrayLike = "auto",
     symprec: float | str = "auto",
-    descriptor: Descriptor | None = None,
+    descriptor: Descriptor | str = "auto",
     kernel: str | RadialKernel = "matern52",
     length_scale: float | str = "auto",
     noise: float | str = "auto",
@@ -95,8 +95,11 @@ def fit(
     symprec : float or "auto"
         How far atoms of the reference may be, in Å, from where operations put them; by
         default almost nowhere, and a reference that is nearly more symmetric is refused.
-    descriptor : Descriptor, optional
-        By default r^-1 of all pairs; for periodic systems see `gdml.descriptors`.
+    descriptor : Descriptor or str
+        An object of `gdml.descriptors`, "inverse-distances", "internal-coordinates" or
+        "many-body" (kernels between atoms: best for few geometries, slower). "auto" are inverse distances
+        of all pairs; with ``length_scale="auto"``, and of twenty or more geometries of a
+        molecule, their weights and powers are learned (`gdml.learn_metric`).
     kernel : str or RadialKernel
         "matern32", "matern52", "matern72", "gaussian" (also called RBF), "rational-quadratic", or an
         object of `gdml.kernels`; its own length scale is replaced.
@@ -190,7 +193,7 @@ def fit(
     team.agree(lambda: check_duplicates(dataset, x.cpu().numpy(), plan.action))
     journal = Journal.open(checkpoint, problem, resume, team)
     team.agree(lambda: check_energies(dataset, plan))
-    learns = descriptor is None and length_scale == "auto" and can_learn(plan, dataset)
+    learns = descriptor in (None, "auto") and length_scale == "auto" and can_learn(plan, dataset)
     if length_scale != "auto":
         chosen = Chosen(number_of("length_scale", length_scale), None, plan.noises[0])
     elif journal.chosen:

@@ -46,7 +46,8 @@ def test_ends_where_more_iterations_would_not_help_the_held_out_error(frames):
 
 def test_ends_by_the_error_that_the_choice_of_the_length_scale_found(frames):
     chosen = gdml.fit(frames[:100], solver="cg", rank=200)
-    exact = gdml.fit(frames[:100], solver="cholesky", length_scale=chosen.kernel.length_scale)
+    settings = {"descriptor": chosen.descriptor, "length_scale": chosen.length_scale, "noise": chosen.details["noise"]}
+    exact = gdml.fit(frames[:100], solver="cholesky", **settings)
     assert 1e-6 < chosen.details["solver"]["residual"] < 0.05
     found, best = (gdml.evaluate(f, frames[100:]).forces_mae for f in (chosen, exact))
     assert found == pytest.approx(best, rel=0.01)

@@ -8,29 +8,30 @@ import torch
 
 import gdml
 from gdml import metric
-from gdml.descriptors import InverseDistances, ManyBody, PeriodicInverseDistances, SideBySide, WeightedDistances
+from gdml.descriptors import InverseDistances, ManyBody, PeriodicInverseDistances, WeightedDistances
 from gdml.errors import DataError, FitError
 from gdml.hyperparameters import Chosen
 from gdml.plan import make_plan
 
 DESCRIPTORS = {
-    "distances": lambda: InverseDistances(9),
-    "two powers": lambda: SideBySide([InverseDistances(9), InverseDistances(9, 3.0)], [1.0, 0.5]),
-    "many-body": lambda: ManyBody(n_two=8, n_three=5),
+    "distances": (None, (1.0,)),
+    "two powers": (None, (1.0, 3.0)),
+    "many-body": (ManyBody(n_two=8, n_three=5), ()),
 }
 objectives = pytest.mark.parametrize("objective", metric.OBJECTIVES.values(), ids=list(metric.OBJECTIVES))
 
 
-def make_problem(frames, descriptor, n=6, noise=1e-6, kernel="matern52"):
+def make_problem(frames, descriptor=None, powers=(1.0,), n=6, noise=1e-6, kernel="matern52"):
     group = gdml.molecular_group(frames)
     plan = make_plan(frames[:n], group, descriptor, kernel, "auto", False, False, "auto", torch.device("cpu"))
-    return metric._Problem.of(plan, frames[:n], metric._kinds(plan, frames), Chosen(15.0, None, noise))
+    kinds = metric._kinds(plan, frames, len(powers))
+    return metric._Problem.of(plan, frames[:n], kinds, Chosen(15.0, None, noise), powers)
 
 
 @objectives
 @pytest.mark.parametrize("descriptor", DESCRIPTORS.values(), ids=list(DESCRIPTORS))
 def test_gradients_against_differences(frames, descriptor, objective):
-    problem = make_problem(frames, descriptor())
+    problem = make_problem(frames, *descriptor)
     theta = problem.start + 0.1 * np.random.default_rng(0).normal(size=len(problem.start))
     value, gradient = problem.objective(theta, objective)
     steps = 1e-4 * np.eye(len(theta))
@@ -42,7 +43,7 @@ def test_gradients_against_differences(frames, descriptor, objective):
 
 @pytest.mark.parametrize("descriptor", DESCRIPTORS.values(), ids=list(DESCRIPTORS))
 def test_the_matrix_is_that_of_training(frames, descriptor):
-    problem = make_problem(frames, descriptor(), n=4)
+    problem = make_problem(frames, *descriptor, n=4)
     theta = problem.start + 0.1 * np.random.default_rng(1).normal(size=len(problem.start))
     matrix = problem.matrix(*problem.features_at(torch.tensor(theta)))
     noise = float(np.exp(theta[-1]))
@@ -61,7 +62,7 @@ def test_the_matrix_is_that_of_training(frames, descriptor):
 
 
 def test_leave_one_out_is_training_without_one(frames):
-    problem = make_problem(frames, InverseDistances(9), n=5)
+    problem = make_problem(frames, n=5)
     matrix = problem.matrix(*problem.features_at(torch.tensor(problem.start)))
     matrix.diagonal().add_(1e-6)
     n, n_labels = problem.y.shape
@@ -78,7 +79,7 @@ def test_leave_one_out_is_training_without_one(frames):
 
 def test_likelihood_is_that_of_a_normal_distribution(frames):
     """With the best amplitude, to a constant."""
-    problem = make_problem(frames, InverseDistances(9), n=5)
+    problem = make_problem(frames, n=5)
 
     def expected(theta):
         matrix = problem.matrix(*problem.features_at(torch.tensor(theta)))
@@ -94,7 +95,7 @@ def test_likelihood_is_that_of_a_normal_distribution(frames):
 
 
 def test_singular_matrices_are_survived(frames):
-    problem = make_problem(frames, InverseDistances(9), noise=1e-6, kernel="gaussian")
+    problem = make_problem(frames, kernel="gaussian")
     theta = problem.start.copy()
     theta[: len(problem.names)] -= 12.0
     theta[-1] = np.log(1e-30)
@@ -150,7 +151,7 @@ def test_bad_input(frames):
         gdml.learn_metric(frames[:10])
     with pytest.raises(FitError, match="the objective is one of leave-one-out, held-out, likelihood, not 'luck'"):
         gdml.learn_metric(frames[:30], objective="luck")
-    with pytest.raises(FitError, match="for InverseDistances and ManyBody, not for Periodic"):
+    with pytest.raises(FitError, match="for inverse distances and ManyBody, not for Periodic"):
         gdml.learn_metric(frames[:30], descriptor=PeriodicInverseDistances(9, 20 * np.eye(3)))
     box = gdml.Dataset(
         frames.positions[:30], frames.numbers, forces=frames.forces[:30], cell=20 * np.eye(3), pbc=(True,) * 3

@@ -134,7 +134,6 @@ class GemmContraction(Contraction):
             result += c_left[:, None] * values[:, None, :]
         return result
 
-
     def _of_one(self, d: Tensor, d1: Tensor, w_right: Tensor) -> tuple[Tensor, Tensor]:
         """Sums Σ_s 𝒟k s w (p, D, R) and inner products d · s w (p, |S|, R), of jets on one reference point."""
         images = w_right[0][self.images]  # (|S|, D, R)

@@ -1,6 +1,8 @@
 """Maps from a geometry to a vector, with their Jacobians."""
 
-from ..errors import FormatError
+from collections.abc import Callable
+
+from ..errors import FitError, FormatError
 from .autograd import AutogradDescriptor, AutogradFeatures
 from .base import Descriptor, Features
 from .distances import ExponentialDistances, WeightedDistances
@@ -20,6 +22,26 @@ DESCRIPTORS = {
         SmoothInverseDistances,
     )
 }
+
+
+BY_NAME: dict[str, Callable[[int], Descriptor]] = {
+    InverseDistances.name: InverseDistances,
+    InternalCoordinates.name: lambda n_atoms: InternalCoordinates(),
+    ManyBody.name: lambda n_atoms: ManyBody(),
+}
+
+
+def by_name(name: str, n_atoms: int) -> Descriptor:
+    """The descriptor called `name`, as it is by default.
+
+    Raises
+    ------
+    FitError
+        If there is none.
+    """
+    if name not in BY_NAME:
+        raise FitError(f"unknown descriptor {name!r}; known by name are auto, {', '.join(sorted(BY_NAME))}")
+    return BY_NAME[name](n_atoms)
 
 
 def from_recipe(recipe: dict, n_atoms: int) -> Descriptor:
@@ -67,5 +89,6 @@ __all__ = [
     "SideBySide",
     "SmoothInverseDistances",
     "WeightedDistances",
+    "by_name",
     "from_recipe",
 ]
