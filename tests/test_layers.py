@@ -76,6 +76,7 @@ LAYERS = [
         "solution",
         "plan",
         "metric",
+        "observations",
         "training",
     ],
     ["calculator", "lattice_dynamics", "minima"],
