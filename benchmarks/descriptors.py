@@ -23,6 +23,7 @@ from gdml.descriptors import (
     InternalCoordinates,
     InverseDistances,
     ManyBody,
+    PowerSpectrum,
     SideBySide,
 )
 from gdml.errors import SymmetryError
@@ -49,6 +50,7 @@ DESCRIPTORS = {
     "exp(-r/2Å)": lambda frames: ExponentialDistances(frames.n_atoms),
     "1/r, 1/r³": lambda frames: two_powers(frames.n_atoms, frames),
     "internal coordinates": lambda frames: InternalCoordinates(),
+    "power spectra, atoms": lambda frames: PowerSpectrum(),
     "many-body, atoms": lambda frames: ManyBody(),
 }
 # The incumbent's choice comes first, and "auto", the default with its learned metric, last.

@@ -404,6 +404,75 @@ def processes_large(result: dict) -> list[list[str]]:
     return rows
 
 
+NAMES = {"acetylacetone": "acetylacetone", "3bpa": "3BPA", "ethanol": "ethanol", "aspirin": "aspirin"}
+
+
+def descriptors(result: dict, sizes: tuple[str, ...] = ("50",)) -> list[list[str]]:
+    """Force MAE by descriptor and kernel."""
+    columns = [(m, n) for m in NAMES for n in sizes if n in result["table"].get(m, {})]
+    lines = {case: None for m, n in columns for case in result["table"][m][n]}
+    rows = [["Descriptor", "Kernel", *[NAMES[m] + (f", n = {n}" if len(sizes) > 1 else "") for m, n in columns]]]
+    for case in lines:
+        found = [result["table"][m][n].get(case, {}) for m, n in columns]
+        cells = ["not its group" if "not_possible" in f else _number(f.get("forces_mae")) for f in found]
+        rows.append([*case.split("; "), *cells])
+    return rows
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def descriptors_more(result: dict) -> list[list[str]]:
+    """The same with more geometries."""
+    return descriptors(result, ("200", "500", "1000"))
+
+
+def descriptors_cost(result: dict) -> list[list[str]]:
+    """What a descriptor costs that is given as a function."""
+    cost = result["cost"]
+    rows = [["Ethanol, n = 200", "by hand", "as a function", "ratio"]]
+    labels = {"single_ms": "one geometry", "batch_ms": "each of 500", "product_ms": "product with the matrix"}
+    for key, label in labels.items():
+        times = [cost[name][key] for name in ("by hand", "function")]
+        rows.append([label, *(f"{t:.3g} ms" for t in times), f"{cost['ratios'][key]:.2f}"])
+    dense = cost["dense derivatives"]
+    rows.append(
+        [
+            f"product, n = {dense['n']}, by dense derivatives",
+            f"{dense['product_ms']:.3g} ms",
+            f"{dense['ours_ms']:.3g} ms",
+            f"{cost['ratios']['dense_product']:.0f} times slower",
+        ]
+    )
+    hessian = cost["hessian"]
+    ratio = hessian["exact_ms"] / hessian["differences_ms"]
+    rows.append(["Hessian", f"{hessian['exact_ms']:.3g} ms", "", f"{ratio:.2f} of central differences"])
+    many = cost["many-body, n = 50"]
+    rows.append(
+        ["many-body, n = 50: one geometry; each of 100", f"{many['single_ms']:.3g}; {many['batch_ms']:.3g} ms", "", ""]
+    )
+    return rows
+
+
+def descriptors_extrapolation(result: dict) -> list[list[str]]:
+    """Force RMSE by the distance from the training data."""
+    rows = [["Descriptor", "Kernel", "near", "middle", "far"]]
+    for case, found in result["extrapolation"].items():
+        rows.append([*case.split("; "), *(f"{found[third]:.1f}" for third in ("near", "middle", "far"))])
+    return rows
+
+
+def vibrations(result: dict) -> list[list[str]]:
+    """Errors of frequencies."""
+    rows = [["Ethanol's 21 frequencies, n = 240", "mean error (cm⁻¹)", "largest", "Hessian against differences"]]
+    for name, found in result["vibrations"].items():
+        if name != "reference":
+            cells = f"{found['mae']:.1f}", f"{found['largest']:.0f}", f"{found['hessian_against_differences']:.0e}"
+            rows.append([name, *cells])
+    return rows
+
+
 def _times(factor: float) -> str:
     return f"{factor:.1f} ×" if factor < 10 else f"{factor:.0f} ×"
 
@@ -434,6 +503,11 @@ TABLES = {
     "gpu_batches": (gpu_batches, "gpu"),
     "gpu_runs": (gpu_runs, "gpu"),
     "gpu_crystal": (gpu_crystal, "gpu"),
+    "descriptors": (descriptors, "descriptors"),
+    "descriptors_more": (descriptors_more, "descriptors"),
+    "descriptors_cost": (descriptors_cost, "descriptors"),
+    "descriptors_extrapolation": (descriptors_extrapolation, "descriptors"),
+    "vibrations": (vibrations, "descriptors"),
     "processes_training": (processes_training, "processes"),
     "processes_large": (processes_large, "processes"),
 }

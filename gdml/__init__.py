@@ -17,6 +17,7 @@ from ._version import __version__
 # that.
 _HOME = {
     "AutogradDescriptor": "descriptors",
+    "Concatenated": "descriptors",
     "CrystalGroup": "symmetry",
     "Dataset": "dataset",
     "ExponentialDistances": "descriptors",
@@ -31,6 +32,7 @@ _HOME = {
     "Observations": "observations",
     "PeriodicInverseDistances": "descriptors",
     "PermutationGroup": "symmetry",
+    "PowerSpectrum": "descriptors",
     "Prediction": "force_field",
     "SideBySide": "descriptors",
     "SmoothInverseDistances": "descriptors",

@@ -215,7 +215,7 @@ class ForceField:
 
     @cached_property
     def _action(self) -> Action | Environments:
-        return self.descriptor.action(self.group)
+        return self.descriptor.summed_over(self.group)
 
     @cached_property
     def _jets(self):
@@ -236,7 +236,7 @@ class ForceField:
         """How the descriptors of the training geometries are compared."""
         if self.reference_numbers is None:
             return self._action
-        return self.descriptor.for_atoms(self.reference_numbers).action(self.group)
+        return self.descriptor.for_atoms(self.reference_numbers).summed_over(self.group)
 
     @cached_property
     def _copies(self) -> list["ForceField"]:
@@ -577,8 +577,8 @@ class ForceField:
     def _sgdml_fields(self) -> dict[str, np.ndarray]:
         if self.kernel.name != "matern52" or self.descriptor != InverseDistances(len(self.numbers)):
             raise ModelMismatchError(
-                "the sGDML package knows the Matérn-5/2 kernel and inverse distances with power 1 only, "
-                f"this force field has {self.kernel.name} and {self.descriptor.recipe()}"
+                "the sGDML package knows the Matérn-5/2 kernel and inverse distances with power 1 only, this force "
+                f"field has {self.kernel.name} and {self.descriptor.name}; train with descriptor='inverse-distances'"
             )
         return to_sgdml(self.numbers, self.group, self.length_scale, self.y, self.c, self.w, self.offset, self.details)
 

@@ -22,7 +22,7 @@ def load(
     device: str | torch.device | Sequence[str] | None = None,
     dtype: str | torch.dtype | None = None,
     backend: str | None = None,
-    descriptor: AutogradDescriptor | None = None,
+    descriptor: Descriptor | None = None,
     kernel: FunctionKernel | None = None,
 ) -> ForceField:
     """Read a force field: a file of this package, or of any version of the sGDML package.
@@ -32,8 +32,8 @@ def load(
     path : path
     device, dtype, backend
         Where and how it is evaluated; see `ForceField.to`.
-    descriptor : AutogradDescriptor, optional
-        That it was trained with, if it was given as a function: files hold no code.
+    descriptor : AutogradDescriptor or Concatenated, optional
+        That it was trained with, if a function was given: files hold no code.
     kernel : FunctionKernel, optional
         Likewise.
 
@@ -57,7 +57,7 @@ def load(
     return force_field.to(device, dtype, backend)
 
 
-def _read(path: Path, descriptor: AutogradDescriptor | None, kernel: FunctionKernel | None) -> ForceField:
+def _read(path: Path, descriptor: Descriptor | None, kernel: FunctionKernel | None) -> ForceField:
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file")
     archive = read_archive(path)
@@ -87,7 +87,7 @@ def _group_from_fields(archive: Archive) -> PermutationGroup:
     )
 
 
-def _from_fields(archive: Archive, descriptor: AutogradDescriptor | None, kernel: FunctionKernel | None) -> ForceField:
+def _from_fields(archive: Archive, descriptor: Descriptor | None, kernel: FunctionKernel | None) -> ForceField:
     recipe = json.loads(archive.text("recipe"))
     numbers = archive["numbers"]
     return ForceField(
@@ -105,22 +105,32 @@ def _from_fields(archive: Archive, descriptor: AutogradDescriptor | None, kernel
     )
 
 
-def _descriptor(recipe: dict, numbers: np.ndarray, given: AutogradDescriptor | None) -> Descriptor:
-    if recipe["name"] != AutogradDescriptor.name:
+def _descriptor(recipe: dict, numbers: np.ndarray, given: Descriptor | None) -> Descriptor:
+    functions = [part for part in [recipe, *recipe.get("parts", [])] if part["name"] == AutogradDescriptor.name]
+    if not functions:
         return from_recipe(recipe, len(numbers))
-    what = f"the function {recipe['function']}, which a file cannot hold"
+    one = functions[0]
+    what = f"the function {one['function']}, which a file cannot hold"
     if given is None:
         raise FormatError(f"the descriptor is {what}; give it: gdml.load(..., descriptor=AutogradDescriptor(...))")
-    example = np.array(recipe["example"])[None]
     try:
-        bound = given.bound(numbers, example, tuple(recipe["pbc"]), recipe["cell"])
-        found = bound.evaluate(torch.tensor(example)).x[0].numpy()
+        found = given.bound(numbers, np.array(one["example"])[None], tuple(one["pbc"]), one["cell"])
     except (DataError, FitError, SymmetryError) as error:
         raise FormatError(f"the descriptor is {what}; the given one does not fit its atoms: {error}") from error
-    expected = np.array(recipe["values"])
-    if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-8, atol=1e-10):
+    if not _alike(json.loads(json.dumps(found.recipe())), recipe):
         raise FormatError(f"the descriptor is {what}; the given one has other values than in training")
-    return bound
+    return found
+
+
+def _alike(a: object, b: object) -> bool:
+    """Whether recipes are the same but for rounding."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_alike(a[key], b[key]) for key in a if key != "function")
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_alike, a, b))
+    if isinstance(a, float) and isinstance(b, float):
+        return bool(np.isclose(a, b, rtol=1e-8, atol=1e-10))
+    return a == b
 
 
 def _kernel(recipe: dict, given: FunctionKernel | None) -> RadialKernel:

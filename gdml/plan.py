@@ -53,7 +53,7 @@ class Plan:
 
     def with_descriptor(self, descriptor: Descriptor) -> "Plan":
         """The same for another descriptor."""
-        return replace(self, descriptor=descriptor, action=descriptor.action(self.group))
+        return replace(self, descriptor=descriptor, action=descriptor.summed_over(self.group))
 
 
 def make_plan(dataset, group, descriptor, kernel, noise, use_energy, use_stress, backend, device) -> Plan:
@@ -64,7 +64,7 @@ def make_plan(dataset, group, descriptor, kernel, noise, use_energy, use_stress,
     return Plan(
         group=group,
         descriptor=descriptor,
-        action=descriptor.action(group),
+        action=descriptor.summed_over(group),
         kernel=kernel if isinstance(kernel, RadialKernel) else kernel_by_name(kernel)(),
         noises=descriptor.noises if noise == "auto" else (float(noise),),
         use_energy=use_energy,

@@ -8,6 +8,7 @@ from .dataset import Dataset
 from .dynamics.estimators import EDGES, Record
 from .errors import MissingExtraError, OutputError
 from .force_field import Prediction
+from .metric import Metric
 from .metrics import Metrics, compare
 from .npz import check_writable
 
@@ -49,6 +50,29 @@ def plot_parity(prediction: Prediction, dataset: Dataset, path: str | Path, *, r
         axis.plot(ends, ends, "k-", lw=0.8)
         axis.set(xlabel=f"reference {name} ({unit})", ylabel=f"predicted {name} ({unit})")
         axis.set_title(f"MAE {1e3 * mae:.3g} m{unit}")
+    figure.savefig(path, dpi=160)
+
+
+def plot_metric(metric: Metric, path: str | Path) -> None:
+    """The weights of a learned metric, and the error that they lowered step by step.
+
+    Raises
+    ------
+    MissingExtraError, OutputError
+        As `plot_parity`.
+    """
+    path = check_picture(path)
+    figure, (weights, history) = _figure(2)
+    names = list(metric.weights)
+    weights.barh(range(len(names)), list(metric.weights.values()), height=0.7)
+    weights.set_yticks(range(len(names)), names, fontsize=max(3, min(8, 160 // max(1, len(names)))))
+    weights.axvline(1.0, color="k", lw=0.8)
+    weights.set(xscale="log", xlabel="weight over that of the grid")
+    weights.invert_yaxis()
+    history.plot(np.exp(metric.history), ".-")
+    history.set(yscale="log", xlabel="step", ylabel="leave-one-out error² (eV²/Å²)")
+    errors = ", ".join(f"{name} {1e3 * error:.3g}" for name, error in metric.errors.items())
+    history.set_title(f"held-out RMSE: {errors} meV/Å", fontsize=9)
     figure.savefig(path, dpi=160)
 
 

@@ -5,7 +5,17 @@ import pytest
 import torch
 
 import gdml
-from gdml.descriptors import AutogradDescriptor, InverseDistances, PeriodicInverseDistances
+from gdml.descriptors import (
+    AutogradDescriptor,
+    Concatenated,
+    ExponentialDistances,
+    InternalCoordinates,
+    InverseDistances,
+    ManyBody,
+    PeriodicInverseDistances,
+    PowerSpectrum,
+    SideBySide,
+)
 from gdml.errors import DataError, FitError, FormatError, SymmetryError
 from gdml.geometry import pair_indices
 from gdml.kernels import FunctionKernel, Matern52
@@ -77,6 +87,16 @@ def test_the_action_of_the_group_is_found(frames, batch):
         assert min(float((image - x[:, row]).abs().max()) for row in rows) < 1e-12
 
 
+def test_elements_that_do_nothing_are_not_summed_over(frames):
+    def moments(positions):
+        x = inverse_distances(positions)
+        return torch.stack([x.sum(), x.square().sum(), x.pow(3).sum()])
+
+    descriptor = AutogradDescriptor(moments).bound(frames.numbers, frames.positions, frames.pbc)
+    group = gdml.molecular_group(frames)
+    assert descriptor.action(group).order == group.order > descriptor.summed_over(group).order == 1
+
+
 @pytest.mark.parametrize("solver", ["cholesky", "cg"])
 def test_trains_to_the_same_force_field(frames, force_field, solver, tmp_path):
     """And comes back from its file, with the function given again."""
@@ -134,14 +154,104 @@ def test_periodic_geometries_with_strain(rng):
 def test_rows_for_atoms(frames):
     """A local descriptor of one's own: forces are the slopes of the energy, and equal atoms are equal."""
     descriptor = AutogradDescriptor(smeared, local=True)
-    forces_only = gdml.Dataset(frames.positions[:20], frames.numbers, forces=frames.forces[:20])
-    force_field = gdml.fit(forces_only, descriptor=descriptor, kernel="gaussian", length_scale=5.0, noise=1e-6)
+    force_field = gdml.fit(
+        without_energies(frames[:20]), descriptor=descriptor, kernel="gaussian", length_scale=5.0, noise=1e-6
+    )
     geometry, exchanged = frames.positions[60], frames.positions[60].copy()
     hydrogen = np.flatnonzero(frames.numbers == 1)
     exchanged[hydrogen] = exchanged[hydrogen[::-1]]
     one, other = force_field.predict(geometry), force_field.predict(exchanged)
     assert one.energy == pytest.approx(other.energy, abs=1e-8)
     np.testing.assert_allclose(one.forces[hydrogen], other.forces[hydrogen[::-1]], atol=1e-7)
+
+
+def test_descriptors_in_a_row(frames, batch, rng, tmp_path):
+    """Whatever they are, with the group and from a file; as the same of pairs alone."""
+    parts = [InverseDistances(9), AutogradDescriptor(mixed), InternalCoordinates()]
+    row = Concatenated(parts, [1.0, 0.5, 2.0]).bound(frames.numbers, frames.positions, frames.pbc)
+    features, own = row.evaluate(batch), [part.evaluate(batch) for part in row.parts]
+    jacobian = torch.cat([w * f.jacobian() for w, f in zip(row.weights, own)], 1)
+    v, g = torch.tensor(rng.normal(size=batch.shape)), torch.tensor(rng.normal(size=features.x.shape))
+    many = torch.tensor(rng.normal(size=(*features.x.shape, 2)))
+    torch.testing.assert_close(features.x, torch.cat([w * f.x for w, f in zip(row.weights, own)], 1))
+    torch.testing.assert_close(features.jacobian(), jacobian)
+    torch.testing.assert_close(features.jvp(v), torch.einsum("mdi,mi->md", jacobian, v.flatten(1)))
+    torch.testing.assert_close(features.vjp(g).flatten(1), torch.einsum("mdi,md->mi", jacobian, g))
+    torch.testing.assert_close(features.vjp_many(many), jacobian.mT @ many)
+    torch.testing.assert_close(features[1:3].vjp(g[1:3]), features.vjp(g)[1:3])
+    group = gdml.molecular_group(frames)
+    for image, entries in zip(group.permutations, row.action(group).rows(), strict=True):
+        torch.testing.assert_close(row.evaluate(batch[:, image.tolist()]).x, features.x[:, entries])
+    force_field = gdml.fit(without_energies(frames[:10]), descriptor=row, length_scale=20.0)
+    force_field.save(tmp_path / "model.npz")
+    again = gdml.load(tmp_path / "model.npz", descriptor=Concatenated(parts, [1.0, 0.5, 2.0]))
+    np.testing.assert_array_equal(
+        again.predict(frames.positions[5]).forces, force_field.predict(frames.positions[5]).forces
+    )
+    with pytest.raises(FormatError, match="other values than in training"):
+        gdml.load(tmp_path / "model.npz", descriptor=Concatenated(parts, [1.0, 0.5, 2.1]))
+    of_pairs = [InverseDistances(9), InverseDistances(9, 3.0)]
+    one, other = (kind(of_pairs, [1.0, 2.0]).evaluate(batch) for kind in (Concatenated, SideBySide))
+    torch.testing.assert_close(one.vjp(one.x), other.vjp(other.x))
+    with pytest.raises(FitError, match="many-body has a row for each atom"):
+        gdml.fit(frames[:5], descriptor=Concatenated([InverseDistances(9), ManyBody()], [1.0, 1.0]), length_scale=1.0)
+    with pytest.raises(FitError, match="2 descriptors need as many positive weights"):
+        Concatenated(of_pairs, [1.0])
+
+
+def without_energies(frames):
+    return gdml.Dataset(frames.positions, frames.numbers, forces=frames.forces)
+
+
+SHIPPED = {
+    "internal": InternalCoordinates(),
+    "exponentials": ExponentialDistances(9, 1.5),
+    "many-body, whole": ManyBody(n_two=6, n_three=4, local=False),
+    "many-body, scaled": ManyBody(n_two=6, n_three=4, scales=(1.0, 2.0, 3.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)),
+    "power spectrum": PowerSpectrum(n_radial=3, max_order=2),
+}
+
+
+@pytest.mark.parametrize("descriptor", SHIPPED.values(), ids=list(SHIPPED))
+def test_shipped_descriptors(frames, batch, descriptor, tmp_path):
+    """Jacobian against autograd, rotations, the group, forces as slopes of the energy, the file."""
+    one = descriptor.bound(frames.numbers, frames.positions, frames.pbc)
+    jacobian = one.evaluate(batch[:2]).jacobian()
+    expected = torch.autograd.functional.jacobian(lambda r: one.evaluate(r).x, batch[:2])
+    for frame in range(2):
+        torch.testing.assert_close(jacobian[frame], expected[frame, :, frame].flatten(1), rtol=1e-8, atol=1e-10)
+    rotation = torch.linalg.qr(torch.tensor(np.random.default_rng(3).normal(size=(3, 3))))[0]
+    rotation = rotation * torch.linalg.det(rotation)
+    torch.testing.assert_close(one.evaluate(batch @ rotation + 1.0).x, one.evaluate(batch).x, rtol=1e-8, atol=1e-10)
+    force_field = gdml.fit(without_energies(frames[:12]), descriptor=descriptor, length_scale=5.0, noise=1e-6)
+    group, geometry = gdml.molecular_group(frames), frames.positions[60]
+    energies = force_field.predict(np.stack([geometry[p] for p in group.permutations])).energy
+    np.testing.assert_allclose(energies, energies[0], atol=1e-7)
+    step = 1e-4 * rng_like(geometry)
+    ends = [force_field.predict(geometry + sign * step).energy for sign in (1, -1)]
+    assert ends[0] - ends[1] == pytest.approx(-2 * (force_field.predict(geometry).forces * step).sum(), abs=1e-7)
+    force_field.save(tmp_path / "model.npz")
+    again = gdml.load(tmp_path / "model.npz").predict(geometry)
+    np.testing.assert_array_equal(again.forces, force_field.predict(geometry).forces)
+
+
+def rng_like(array):
+    return np.random.default_rng(5).normal(size=array.shape)
+
+
+def test_internal_coordinates_of_what_has_none(frames):
+    with pytest.raises(FitError, match="is for|are for molecules"):
+        InternalCoordinates().bound([1, 1], np.zeros((1, 2, 3)), (True, False, False))
+    with pytest.raises(FitError, match="need bonds that make angles"):
+        InternalCoordinates().bound([1, 1], np.array([[[0, 0, 0], [0, 0, 0.74]]]), (False,) * 3)
+    linear = np.array([[[0, 0, 1.16], [0, 0, 0.0], [0, 0, -1.16]]])
+    with pytest.raises(FitError, match="must be positive"):
+        InternalCoordinates(angle_weight=0.0)
+    assert InternalCoordinates().bound([8, 6, 8], linear + 1e-3, (False,) * 3).dihedrals == ()
+    with pytest.raises(FitError, match="must be positive"):
+        PowerSpectrum(cutoff=-1.0)
+    with pytest.raises(FitError, match="unknown descriptor 'nonsense'"):
+        gdml.fit(frames[:5], descriptor="nonsense")
 
 
 def rounded(positions):

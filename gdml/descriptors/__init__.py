@@ -5,11 +5,13 @@ from collections.abc import Callable
 from ..errors import FitError, FormatError
 from .autograd import AutogradDescriptor, AutogradFeatures
 from .base import Descriptor, Features
+from .concatenated import Concatenated, ConcatenatedFeatures
 from .distances import ExponentialDistances, WeightedDistances
 from .internal import InternalCoordinates
 from .inverse_distances import InverseDistances, PairDescriptor, PairFeatures
 from .many_body import ManyBody, ManyBodyFeatures
 from .periodic import PeriodicFeatures, PeriodicInverseDistances, SmoothInverseDistances
+from .power_spectrum import PowerSpectrum
 from .side_by_side import SideBySide
 
 DESCRIPTORS = {
@@ -28,6 +30,7 @@ BY_NAME: dict[str, Callable[[int], Descriptor]] = {
     InverseDistances.name: InverseDistances,
     InternalCoordinates.name: lambda n_atoms: InternalCoordinates(),
     ManyBody.name: lambda n_atoms: ManyBody(),
+    PowerSpectrum.name: lambda n_atoms: PowerSpectrum(),
 }
 
 
@@ -54,6 +57,10 @@ def from_recipe(recipe: dict, n_atoms: int) -> Descriptor:
     """
     settings = dict(recipe)
     name = settings.pop("name")
+    if name == PowerSpectrum.name:
+        return PowerSpectrum(**{key: _tuples(value) for key, value in settings.items()})._shaped()
+    if name == Concatenated.name:
+        return Concatenated([from_recipe(part, n_atoms) for part in settings["parts"]], settings["weights"])
     if name == SideBySide.name:
         return SideBySide([from_recipe(part, n_atoms) for part in settings["parts"]], settings["weights"])
     if name == ManyBody.name:
@@ -75,6 +82,8 @@ def _tuples(value: object) -> object:
 __all__ = [
     "AutogradDescriptor",
     "AutogradFeatures",
+    "Concatenated",
+    "ConcatenatedFeatures",
     "Descriptor",
     "ExponentialDistances",
     "Features",
@@ -86,6 +95,7 @@ __all__ = [
     "PairFeatures",
     "PeriodicFeatures",
     "PeriodicInverseDistances",
+    "PowerSpectrum",
     "SideBySide",
     "SmoothInverseDistances",
     "WeightedDistances",

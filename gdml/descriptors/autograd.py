@@ -239,11 +239,16 @@ class Differentiated(Descriptor):
         cells = self._cells(positions, None)
         return (positions,) if cells is None else (positions, cells)
 
+    def summed_over(self, group: PermutationGroup) -> Action | Environments:
+        """What the kernel is summed over: elements that do the same to a descriptor count once."""
+        action = self.action(group)
+        return action.distinct() if isinstance(action, Action) else action
+
     def action(self, group: PermutationGroup) -> Action | Environments:
         """How a group permutes the descriptor, found by permuting atoms; or which of its rows are compared."""
         if self.is_local:
             return self._environments
-        return Action(*(np.unique([self._entries(row) for row in rows], axis=0) for rows in group.split()))
+        return Action(*(np.array([self._entries(row) for row in rows]) for rows in group.split()))
 
     @cached_property
     def _environments(self) -> Environments:

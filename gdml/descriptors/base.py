@@ -80,6 +80,10 @@ class Descriptor(ABC):
     def action(self, group: PermutationGroup) -> Action | Environments:
         """How a group permutes the descriptor, or which of its rows are compared."""
 
+    def summed_over(self, group: PermutationGroup) -> Action | Environments:
+        """What the kernel is summed over: the action, or less of it where that is the same."""
+        return self.action(group)
+
     @abstractmethod
     def recipe(self) -> dict[str, object]:
         """What a model file needs to make this descriptor again, besides the number of atoms."""

@@ -1,5 +1,6 @@
 """Other functions of the distances of all pairs of atoms."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,8 +15,20 @@ from ..symmetry import Action, PermutationGroup
 from .inverse_distances import InverseDistances, PairDescriptor, PairFeatures
 
 
+class OfInverseDistances(PairDescriptor):
+    """A function of inverse distances, entry by entry."""
+
+    def evaluate(self, positions: Tensor) -> PairFeatures:
+        """Descriptors and Jacobians at positions (M, N, 3), Å."""
+        return self.of_inverse(InverseDistances(self.n_atoms).evaluate(positions))
+
+    @abstractmethod
+    def of_inverse(self, features: PairFeatures) -> PairFeatures:
+        """The same from the inverse distances."""
+
+
 @dataclass(frozen=True)
-class ExponentialDistances(PairDescriptor):
+class ExponentialDistances(OfInverseDistances):
     r"""Exponentials of the distances of all pairs k = (i, j) of atoms.
 
     .. math:: x_k = e^{-|r_i - r_j| / a}
@@ -36,9 +49,8 @@ class ExponentialDistances(PairDescriptor):
     def __post_init__(self):
         self._check("the decay of the exponentials", self.decay)
 
-    def evaluate(self, positions: Tensor) -> PairFeatures:
-        """Descriptors and Jacobians at positions (M, N, 3), Å."""
-        features = InverseDistances(self.n_atoms, 1.0).evaluate(positions)
+    def of_inverse(self, features: PairFeatures) -> PairFeatures:
+        """Descriptors and Jacobians from the inverse distances."""
         x = torch.exp(-1.0 / (features.x * self.decay))
         # d exp(-1/(a u)) = x / (a u²) du of u = 1/s
         slopes = features.slopes * (x / (self.decay * features.x.square()))[..., None]
@@ -54,7 +66,7 @@ class ExponentialDistances(PairDescriptor):
 
 
 @dataclass(frozen=True)
-class WeightedDistances(PairDescriptor):
+class WeightedDistances(OfInverseDistances):
     r"""Powers of the inverse distances with a weight for each pair k = (i, j) of atoms.
 
     .. math:: x_k = m_k \, |r_i - r_j|^{-p_k}
@@ -95,10 +107,9 @@ class WeightedDistances(PairDescriptor):
     def _tensors(self) -> tuple[Tensor, Tensor]:
         return torch.tensor(self.weights, dtype=torch.float64), torch.tensor(self.powers, dtype=torch.float64)
 
-    def evaluate(self, positions: Tensor) -> PairFeatures:
-        """Descriptors and Jacobians at positions (M, N, 3), Å."""
-        features = InverseDistances(self.n_atoms, 1.0).evaluate(positions)
-        weights, powers = (t.to(positions.device) for t in self._tensors)
+    def of_inverse(self, features: PairFeatures) -> PairFeatures:
+        """Descriptors and Jacobians from the inverse distances."""
+        weights, powers = (t.to(features.x.device) for t in self._tensors)
         x = weights * features.x**powers
         slopes = features.slopes * (powers * x / features.x)[..., None]
         return PairFeatures(x, slopes, features.first, features.second, self.n_atoms)

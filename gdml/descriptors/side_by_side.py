@@ -10,7 +10,9 @@ from torch import Tensor
 from ..errors import DataError, FitError
 from ..symmetry import Action, PermutationGroup
 from .base import Descriptor
-from .inverse_distances import PairDescriptor, PairFeatures, PowerDescriptor
+from .concatenated import joined_action
+from .distances import OfInverseDistances
+from .inverse_distances import InverseDistances, PairDescriptor, PairFeatures, PowerDescriptor
 from .periodic import PeriodicFeatures
 
 
@@ -106,7 +108,10 @@ class SideBySide(Descriptor):
             As in the parts' `evaluate`: cells and strain for periodic ones.
         """
         features = []
-        for part in self.parts:
+        if all(isinstance(part, OfInverseDistances) for part in self.parts):
+            inverse = InverseDistances(self.n_atoms).evaluate(positions)
+            features = [part.of_inverse(inverse) for part in self.parts]
+        for part in self.parts[len(features) :]:
             known = next(
                 (k for k, other in enumerate(self.parts[: len(features)]) if _same_distances(part, other)), None
             )
@@ -124,10 +129,7 @@ class SideBySide(Descriptor):
 
     def action(self, group: PermutationGroup) -> Action:
         """How a group permutes the descriptor: x(R[s]) = x(R)[..., action.rows()[s]]."""
-        starts = np.cumsum([0, *[part.size for part in self.parts]])
-        actions = [part.action(group) for part in self.parts]
-        shifted = [(start + a.translations, start + a.cosets) for start, a in zip(starts, actions)]
-        return Action(*(np.concatenate(rows, axis=1) for rows in zip(*shifted)))
+        return joined_action(self.parts, group)
 
     def bound(
         self, numbers: np.ndarray, positions: np.ndarray, pbc: tuple[bool, ...], cell: np.ndarray | None = None

@@ -32,6 +32,12 @@ class Action:
         """The number of entries, D."""
         return self.cosets.shape[1]
 
+    def distinct(self) -> "Action":
+        """Without elements that permute the entries as another one does, where there are no translations."""
+        if len(self.translations) > 1:
+            return self
+        return Action(self.translations, self.cosets[np.sort(np.unique(self.cosets, axis=0, return_index=True)[1])])
+
     def rows(self) -> np.ndarray:
         """All elements, (|S|, D)."""
         return self.translations[:, self.cosets].reshape(-1, self.size)
