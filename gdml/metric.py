@@ -56,7 +56,7 @@ from .selection import hold_out
 from .symmetry import PermutationGroup
 from .symmetry.molecules import bond_graph
 
-MAX_UNKNOWNS = 2400  # of the matrices that gradients are taken through
+MAX_UNKNOWNS = 2000  # of the matrices that gradients are taken through
 MIN_FRAMES, MAX_STEPS = 20, 30
 SETTLED = 3e-4  # change of the objective, a logarithm, at which the descent ends
 FARTHEST = 4  # bonds apart, beyond which all pairs of two elements are of a kind
@@ -134,7 +134,7 @@ def learn_metric(
     """Learn which distances, or which parts of a descriptor, matter.
 
     Starts from the length scale that the grid of `gdml.fit` finds, and follows the
-    gradient of the objective (L-BFGS) on as many geometries as give 2400 unknowns. A fifth of
+    gradient of the objective (L-BFGS) on as many geometries as give 2000 unknowns. A fifth of
     the dataset judges at the end: what is not better there than the grid's choice is dropped.
 
     Parameters
@@ -337,9 +337,12 @@ class _Problem:
     def matrix(self, x: Tensor, w: Tensor) -> Tensor:
         """The matrix (n L, n L) without the noise."""
         n, n_labels = self.y.shape
-        every = torch.arange(n)
-        columns = [self.blocks(x, w, every, j) for j in range(n)]
-        return torch.stack(columns, 2).reshape(n * n_labels, n * n_labels)
+        result = x.new_empty(n, n_labels, n, n_labels)
+        for j in range(n):
+            blocks = self.blocks(x, w, torch.arange(j, n), j)
+            result[j:, :, j] = blocks
+            result[j, :, j:] = blocks.permute(2, 0, 1)
+        return result.view(n * n_labels, n * n_labels)
 
     def objective(self, theta: np.ndarray, function: Callable) -> tuple[float, np.ndarray]:
         """The value, and its gradient by θ."""
