@@ -425,9 +425,9 @@ def _number(value: float | None) -> str:
 
 def descriptors_short(result: dict) -> list[list[str]]:
     """The incumbent's choice, the default, and kernels between atoms."""
-    chosen = {"1/r; matern52": "1/r (sGDML)", "auto; matern52": "gdml, default", "many-body, atoms; gaussian": "many-body"}
+    cases = "1/r; matern52", "auto; matern52", "many-body, atoms; gaussian"
     rows = [["", *NAMES.values()]]
-    for case, label in chosen.items():
+    for case, label in zip(cases, ("1/r (sGDML)", "gdml, default", 'descriptor="many-body"')):
         rows.append([label, *(_number(result["table"][m]["50"][case]["forces_mae"]) for m in NAMES)])
     return rows
 

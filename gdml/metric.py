@@ -198,7 +198,8 @@ def learn(
     n_labels = 3 * training.n_atoms - 6
     few = training[training.sample(min(len(training), max(4, MAX_UNKNOWNS // n_labels)))]
     powers = () if isinstance(plan.descriptor, ManyBody) else tuple(powers)
-    problem = _Problem.of(plan, few, _kinds(plan, training, len(powers)), grid, powers)
+    on_cpu = replace(plan, device=torch.device("cpu"))  # where so small a problem is fast enough
+    problem = _Problem.of(on_cpu, few, _kinds(plan, training, len(powers)), grid, powers)
     history: list[float] = []
     with progress_bar("metric", progress) as bar:
         theta = _descend(problem, OBJECTIVES[objective], max_steps, history, bar)

@@ -186,14 +186,14 @@ def fit(
     team = Team.current()
     plan = make_plan(dataset, group, descriptor, kernel, noise, use_energy, use_stress, backend, device)
     method = Method(solver, preconditioner, rank, neighbours, rtol)
-    problem = _problem(plan, method, dataset, validation, length_scale)
+    learns = descriptor in (None, "auto") and length_scale == "auto" and can_learn(plan, dataset)
+    problem = _problem(plan, method, dataset, validation, length_scale) | {"metric": "learned" if learns else "given"}
     team.check_same(problem | {"backend": backend, "dtype": str(dtype), "device": device.type})
     method.check(_size_of(plan, dataset, team))
     x = descriptors_of(plan, dataset)
     team.agree(lambda: check_duplicates(dataset, x.cpu().numpy(), plan.action))
     journal = Journal.open(checkpoint, problem, resume, team)
     team.agree(lambda: check_energies(dataset, plan))
-    learns = descriptor in (None, "auto") and length_scale == "auto" and can_learn(plan, dataset)
     if length_scale != "auto":
         chosen = Chosen(number_of("length_scale", length_scale), None, plan.noises[0])
     elif journal.chosen:

@@ -54,7 +54,7 @@ class Pretended(torch.Tensor):
 
 def _check_strangers(operation, values: list) -> None:
     """Raise where arrays of the CPU are among those of the device; copies and indices are allowed."""
-    if operation in (ATEN.index.Tensor, ATEN.index_put_.default):
+    if operation in (ATEN.index.Tensor, ATEN.index_put_.default, ATEN.index_put.default):
         values = [values[0], *(v for v in values[1:] if isinstance(v, torch.Tensor) and v.is_floating_point())]
     strangers = [v for v in values if isinstance(v, torch.Tensor) and not isinstance(v, Pretended) and v.ndim]
     if strangers and operation not in (ATEN.copy_.default, ATEN._to_copy.default):

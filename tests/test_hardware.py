@@ -14,6 +14,7 @@ from gdml.contractions import BACKENDS, GemmContraction, LatticeContraction, cho
 from gdml.descriptors import InverseDistances
 from gdml.dynamics import RingPolymerMD, run_md, run_pimd
 from gdml.errors import DataError, DeviceError, DynamicsWarning, MemoryBudgetError
+from gdml.geometry import pair_indices
 from gdml.kernels import KERNELS
 from gdml.preconditioners import FACTORS
 from gdml.symmetry import Action, CrystalGroup, PermutationGroup
@@ -132,7 +133,7 @@ def test_conjugate_gradients(frames, name):
 
 
 def test_closed_form_and_prediction(frames):
-    there, here = on_both(frames[:40])
+    there, here = on_both(frames[:24])
     with pretended_device():
         found = there.predict(frames.positions[50:60])
         on_device = there.predict(Pretended(torch.tensor(frames.positions[50:60])))
@@ -148,6 +149,25 @@ def test_closed_form_and_prediction(frames):
     for one in (single, checked):
         np.testing.assert_allclose(one.forces, expected.forces[0], atol=1e-8)
     assert len(outside) == len(here.outside(2 * frames.positions[50])) > 0
+
+
+def powers(positions):
+    first, second = map(torch.tensor, pair_indices(len(positions)))
+    r = (positions[first] - positions[second]).square().sum(1)
+    return torch.cat([r**-0.5, r**-1.0])
+
+
+@pytest.mark.filterwarnings("ignore::gdml.errors.EnergyWarning")
+@pytest.mark.parametrize("descriptor", ["many-body", gdml.AutogradDescriptor(powers)], ids=["atoms", "function"])
+@pytest.mark.parametrize("solver", ["cholesky", "cg"])
+def test_other_descriptors(frames, descriptor, solver):
+    settings = {"length_scale": 5.0, "noise": 1e-4, "solver": solver, "rtol": 1e-6}
+    there, here = on_both(frames[:8], descriptor=descriptor, **settings)
+    expected = here.predict(frames.positions[50:53]).forces
+    with pretended_device():
+        found, hessian = there.predict(frames.positions[50:53]).forces, there.hessian(frames.positions[50])
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+    np.testing.assert_allclose(hessian, here.hessian(frames.positions[50]), atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore::gdml.errors.GDMLWarning")

@@ -227,7 +227,7 @@ class ManyBody(Differentiated):
         return len(self.elements) * (len(self.elements) + 1) // 2
 
     def _cut(self, r: Tensor) -> Tensor:
-        return 0.5 + 0.5 * torch.cos(r.clamp(max=self.cutoff) * (math.pi / self.cutoff))
+        return 0.5 + 0.5 * torch.cos(torch.minimum(r, r.new_tensor(self.cutoff)) * (math.pi / self.cutoff))
 
     def _grid(self, n: int, like: Tensor) -> Tensor:
         return torch.linspace(self.cutoff / n, self.cutoff, n, dtype=like.dtype, device=like.device)
@@ -328,4 +328,4 @@ def _slopes(function: Callable[..., tuple[Tensor, ...]], *arguments: Tensor) -> 
     with torch.enable_grad():
         leaves = [a.detach().requires_grad_() for a in arguments]
         values = function(*leaves)
-        return [torch.autograd.grad(v.sum(), leaves, retain_graph=True) for v in values]
+        return [torch.autograd.grad(v, leaves, torch.ones_like(v), retain_graph=True) for v in values]

@@ -101,7 +101,7 @@ class PowerSpectrum(Differentiated):
         cosines = (away / r[..., None]) @ (away / r[..., None]).mT
         radii = torch.linspace(0.8, self.cutoff, self.n_radial, dtype=r.dtype, device=r.device)
         width = (self.cutoff - 0.8) / self.n_radial
-        cut = 0.5 + 0.5 * torch.cos(r.clamp(max=self.cutoff) * (math.pi / self.cutoff))
+        cut = 0.5 + 0.5 * torch.cos(torch.minimum(r, r.new_tensor(self.cutoff)) * (math.pi / self.cutoff))
         radial = torch.exp(-0.5 * ((r[..., None] - radii) / width).square()) * cut[..., None]
         elements = self._channels.to(r.device)[others]  # (N, N - 1, elements)
         channels = (elements[..., :, None] * radial[..., None, :]).flatten(3)
