@@ -379,9 +379,13 @@ class ForceField:
             raise DataError(f"one geometry (N, 3) and vectors (k, N, 3) are needed, not {given.shape}, {vectors.shape}")
         features = self._features(given[None], cell)
         g = self._jets(features.x)[1]
-        repeated = features.map(lambda part: part.expand(len(vectors), *part.shape[1:]))
-        products = repeated.vjp(self._curvature(features.x[0], repeated.jvp(vectors)))
-        products += self._bent(given[None], g, vectors, cell)
+        if features.is_costly:
+            jacobian = features.jacobian()[0]
+            straight = self._curvature(features.x[0], vectors.flatten(1) @ jacobian.mT) @ jacobian
+        else:
+            repeated = features.map(lambda part: part.expand(len(vectors), *part.shape[1:]))
+            straight = repeated.vjp(self._curvature(features.x[0], repeated.jvp(vectors)))
+        products = straight.view_as(vectors) + self._bent(given[None], g, vectors, cell)
         if not bool(products.isfinite().all()):
             raise DataError(self._name_wrong(given[None], features.x.sum(1) * torch.nan, products[:1]))
         return products.cpu().numpy()
