@@ -434,7 +434,7 @@ def descriptors_short(result: dict) -> list[list[str]]:
 
 def descriptors_more(result: dict) -> list[list[str]]:
     """The same with more geometries."""
-    return descriptors(result, ("200", "500", "1000"))
+    return descriptors(result, ("200", "500", "900"))
 
 
 def descriptors_cost(result: dict) -> list[list[str]]:

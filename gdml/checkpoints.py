@@ -16,7 +16,7 @@ from .npz import Archive, check_writable, read_archive, write_archive
 from .processes import Shares, Team
 from .solvers import State
 
-FORMAT = "gdml-checkpoint-1"
+FORMAT = "gdml-checkpoint-2"
 INTERVAL = 30.0  # seconds between two checkpoints
 
 

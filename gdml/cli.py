@@ -22,6 +22,7 @@ from .cli_dynamics import add_ipi, add_md, add_pimd
 from .cli_options import add_hardware, natural
 from .data import ethanol
 from .dataset import Dataset, read, read_structure
+from .descriptors import BY_NAME
 from .errors import INTERRUPTED, DataError, FitError, FormatError, GDMLError, GDMLWarning, OutputError
 from .force_field import ForceField
 from .kernels import KERNELS
@@ -315,9 +316,7 @@ def _add_train(commands, data) -> None:
     parser.add_argument("--n-valid", type=natural, metavar="N", help="hold out N other frames (200, or what is left)")
     parser.add_argument("--length-scale", type=_auto_or_float, default="auto", metavar="L", help="1/Å, or auto")
     parser.add_argument("--noise", type=_auto_or_float, default="auto", metavar="X", help="1e-10 by default")
-    parser.add_argument(
-        "--descriptor", default="auto", help="auto (default), inverse-distances, many-body or internal-coordinates"
-    )
+    parser.add_argument("--descriptor", default="auto", help=f"auto (default), {', '.join(sorted(BY_NAME))}")
     parser.add_argument("--kernel", default="matern52", help=f"{', '.join(KERNELS)}; matern52 by default")
     parser.add_argument("--reference", type=Path, metavar="FILE", help="of a crystal: its ideal structure")
     help_text = "how far atoms of the reference may be off symmetric places, Å"

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from .contractions import Contraction, check_backend, contraction
-from .descriptors import Descriptor, Features, InverseDistances, ManyBody
+from .descriptors import Descriptor, Features, InverseDistances, ManyBody, PowerSpectrum
 from .errors import DataError, FitError, ModelMismatchError
 from .geometry import pair_distances, pair_indices
 from .hardware import check_devices, check_precision, in_tiles, memory_explained, parts
@@ -147,7 +147,7 @@ class ForceField:
         return changed
 
     def for_atoms(self, numbers: ArrayLike) -> "ForceField":
-        """The same force field for other atoms, where it is a sum over atoms (`gdml.ManyBody`).
+        """The same force field for other atoms, where it is a sum over atoms (`ManyBody`, `PowerSpectrum`).
 
         Its region are then the smallest distances of each pair of elements in training.
         Energies are absolute for a multiple of the training composition, else relative.
@@ -167,7 +167,11 @@ class ForceField:
             If it is not a sum over atoms, or does not know an element.
         """
         numbers = np.asarray(numbers, dtype=int)
-        if not (isinstance(self.descriptor, ManyBody) and self.descriptor.local):
+        if numbers.ndim != 1 or not len(numbers):
+            raise ModelMismatchError(
+                f"the atomic numbers of atoms are a sequence (N,), not of the shape {numbers.shape}"
+            )
+        if not (isinstance(self.descriptor, (ManyBody, PowerSpectrum)) and self.descriptor.is_local):
             raise ModelMismatchError(
                 f"this force field is for the geometries of {self.formula} as a whole; for other atoms train one with "
                 "descriptor=gdml.ManyBody()"

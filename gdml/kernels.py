@@ -117,6 +117,11 @@ class RadialKernel(ABC):
     __rmul__ = __mul__
 
 
+def _plus(a: Any, b: Any) -> Any:
+    """The sum of values, of which both or none are wanted."""
+    return None if a is None or b is None else a + b
+
+
 def _check_positive(what: str, value: float) -> None:
     if not (math.isfinite(value) and value > 0):
         raise FitError(f"{what} must be positive and finite, not {value}")
@@ -145,7 +150,7 @@ class Matern32(RadialKernel):
 
     def unit_formula(self, s: Any) -> tuple[Any, Any, Any]:
         d1 = (-s).exp()
-        return d1 * (s + 1.0), d1, d1 / (s + SMALLEST)
+        return d1 * (s + 1.0), d1, d1 / ((s - SMALLEST).relu() + SMALLEST)
 
 
 class Matern52(RadialKernel):
@@ -304,7 +309,7 @@ class KernelSum(RadialKernel):
             t = part.natural_length
             k, d1, d2 = profile(part, s * (1.0 / t))
             terms = None if k is None else k * weight, d1 * (weight / t**2), d2 * (weight / t**4)
-            total = terms if total is None else tuple(None if a is None else a + b for a, b in zip(total, terms))
+            total = terms if total is None else tuple(_plus(a, b) for a, b in zip(total, terms))
         return total
 
     def unit_third(self, s: Tensor) -> Tensor:
@@ -346,14 +351,17 @@ class FunctionKernel(RadialKernel):
         if not callable(self.function):
             raise FitError("FunctionKernel needs a function of the distance: FunctionKernel(function=...)")
         s = torch.tensor([SMALLEST_BY_AUTOGRAD, 1e-4, 1e-3, 0.5, 1.0, 2.0], dtype=torch.float64)
-        value = self.function(s)
+        try:
+            value = self.function(s)
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+            raise FitError(f"the kernel's function cannot be evaluated for a tensor of distances: {error}") from error
         if not isinstance(value, Tensor) or value.shape != s.shape or not value.isfinite().all():
             raise FitError(f"the kernel's function must give a finite value for each distance, not {value}")
         try:
             _, d1, d2 = self.unit_profile(s)
         except (RuntimeError, NotImplementedError) as error:
             raise FitError(f"the kernel's function cannot be differentiated: {error}") from error
-        if not (d1.isfinite().all() and d2.isfinite().all()) or float(d1[0]) > 2.0 * float(d1[2]) > 0:
+        if not (d1.isfinite().all() and d2.isfinite().all()) or _grows(d1[:3]):
             raise FitError(
                 f"the second derivative of the kernel diverges at zero: -k'(s)/s is {float(d1[2]):.3g} at s = 0.001 "
                 f"and {float(d1[0]):.3g} at {float(s[0]):g}; gradients need a kernel that is flat there, like Matern32"
@@ -382,6 +390,12 @@ class FunctionKernel(RadialKernel):
         described = getattr(self.function, "__qualname__", repr(self.function))
         values = self.function(torch.tensor([0.1, 0.5, 1.0, 2.0], dtype=torch.float64)).tolist()
         return {"name": self.name, "length_scale": self.length_scale, "function": described, "values": values}
+
+
+def _grows(d1: Tensor) -> bool:
+    """Whether 𝒟k goes on growing towards zero, from decade to decade, as a power or as a logarithm."""
+    last, before = float(d1[0] - d1[1]), float(d1[1] - d1[2])
+    return float(d1[0]) > 0 and last > 0.5 * before and last > 1e-3 * abs(float(d1[0]))
 
 
 def _lowered(f: Callable[[Tensor], Tensor], q: Tensor) -> Tensor:

@@ -56,8 +56,10 @@ from .selection import hold_out
 from .symmetry import PermutationGroup
 from .symmetry.molecules import bond_graph
 
-MAX_UNKNOWNS = 2000  # of the matrices that gradients are taken through
+MAX_UNKNOWNS = 2400  # of the matrices that gradients are taken through
+MAX_OPERATIONS = 6e10  # of one gradient; a second or a few
 MIN_FRAMES, MAX_STEPS = 20, 30
+MIN_USED = 12  # geometries that gradients are taken with; where fewer can be afforded, nothing is learned
 SETTLED = 3e-4  # change of the objective, a logarithm, at which the descent ends
 FARTHEST = 4  # bonds apart, beyond which all pairs of two elements are of a kind
 FREEDOM = np.log(30.0)  # of the logarithm of a weight
@@ -134,7 +136,7 @@ def learn_metric(
     """Learn which distances, or which parts of a descriptor, matter.
 
     Starts from the length scale that the grid of `gdml.fit` finds, and follows the
-    gradient of the objective (L-BFGS) on as many geometries as give 2000 unknowns. A fifth of
+    gradient of the objective (L-BFGS) on as many geometries as give 2400 unknowns. A fifth of
     the dataset judges at the end: what is not better there than the grid's choice is dropped.
 
     Parameters
@@ -179,7 +181,19 @@ def learn_metric(
 
 def can_learn(plan: Plan, dataset: Dataset) -> bool:
     """Whether there is something to learn a metric from, and it is not the first thing to be spared."""
-    return not any(dataset.pbc) and len(dataset) >= MIN_FRAMES and _can_be_weighted(plan.descriptor)
+    known = not any(dataset.pbc) and len(dataset) >= MIN_FRAMES and _can_be_weighted(plan.descriptor)
+    return known and _most_used(plan) >= MIN_USED
+
+
+def _most_used(plan: Plan) -> int:
+    """Geometries that gradients can be taken with: one costs 3 n² L D (3 |S| + L) + 2 (n L)³ operations."""
+    n_labels = max(1, 3 * plan.descriptor.n_atoms - 6)
+    size = plan.descriptor.size * (1 if isinstance(plan.descriptor, ManyBody) else len(POWERS))
+    blocks = 3 * n_labels * size * (3 * plan.action.order + n_labels)
+    n = MAX_UNKNOWNS // n_labels
+    while n > 1 and blocks * n**2 + 2 * (n * n_labels) ** 3 > MAX_OPERATIONS:
+        n -= 1
+    return n
 
 
 def learn(
@@ -195,8 +209,7 @@ def learn(
     if objective not in OBJECTIVES:
         raise FitError(f"the objective is one of {', '.join(OBJECTIVES)}, not {objective!r}")
     grid = choose_by_grid(plan, training, validation, progress)
-    n_labels = 3 * training.n_atoms - 6
-    few = training[training.sample(min(len(training), max(4, MAX_UNKNOWNS // n_labels)))]
+    few = training[training.sample(min(len(training), max(4, _most_used(plan))))]
     powers = () if isinstance(plan.descriptor, ManyBody) else tuple(powers)
     on_cpu = replace(plan, device=torch.device("cpu"))  # where so small a problem is fast enough
     problem = _Problem.of(on_cpu, few, _kinds(plan, training, len(powers)), grid, powers)

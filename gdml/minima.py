@@ -43,6 +43,8 @@ def relax(force_field: ForceField, atoms: Atoms, *, fmax: float = 1e-4, max_step
     ------
     ModelMismatchError
         If these are not the force field's atoms.
+    DataError
+        If atoms have constraints.
     ConvergenceError
         If forces are larger than `fmax` after `max_steps`.
 
@@ -51,8 +53,7 @@ def relax(force_field: ForceField, atoms: Atoms, *, fmax: float = 1e-4, max_step
     ExtrapolationWarning
         If the minimum is outside of the training data.
     """
-    force_field.check_atoms(atoms.numbers)
-    check_pbc(force_field, atoms)
+    _check(force_field, atoms)
     if not fmax > 0:
         raise DataError(f"fmax must be positive, but it is {fmax}")
     cell = atoms.cell.array if force_field.is_periodic else None
@@ -81,6 +82,17 @@ def relax(force_field: ForceField, atoms: Atoms, *, fmax: float = 1e-4, max_step
     relaxed.calc = GDMLCalculator(force_field)
     relaxed.get_forces()
     return relaxed
+
+
+def _check(force_field: ForceField, atoms: Atoms) -> None:
+    """Raise unless these are the force field's atoms, and all of them are free."""
+    force_field.check_atoms(atoms.numbers)
+    check_pbc(force_field, atoms)
+    if atoms.constraints:
+        raise DataError(
+            f"the atoms have constraints ({', '.join(type(c).__name__ for c in atoms.constraints)}), which Newton "
+            "steps and frequencies do not know; remove them, or relax with ASE's optimisers"
+        )
 
 
 def _polished(force_field: ForceField, r: np.ndarray, cell: np.ndarray | None, fmax: float) -> tuple[np.ndarray, float]:
@@ -126,8 +138,7 @@ def vibrations(force_field: ForceField, atoms: Atoms) -> "VibrationsData":
     """
     from ase.vibrations import VibrationsData  # which imports matplotlib
 
-    force_field.check_atoms(atoms.numbers)
-    check_pbc(force_field, atoms)
+    _check(force_field, atoms)
     cell = atoms.cell.array if force_field.is_periodic else None
     largest = float(np.linalg.norm(force_field.predict(atoms.positions, cell).forces, axis=1).max())
     if largest > NOT_A_MINIMUM:

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .descriptors import AutogradDescriptor, Descriptor, InverseDistances, from_recipe
+from .descriptors import AutogradDescriptor, Concatenated, Descriptor, InverseDistances, from_recipe
 from .errors import DataError, FitError, FormatError, SymmetryError
 from .force_field import FORMAT, SCHEMA, ForceField
-from .kernels import FunctionKernel, RadialKernel, kernel_by_name, kernel_from_recipe
+from .kernels import FunctionKernel, KernelSum, RadialKernel, kernel_by_name, kernel_from_recipe
 from .npz import Archive, read_archive
 from .sgdml_models import from_sgdml, is_sgdml_model
 from .symmetry import CrystalGroup, PermutationGroup
@@ -23,7 +23,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     backend: str | None = None,
     descriptor: Descriptor | None = None,
-    kernel: FunctionKernel | None = None,
+    kernel: RadialKernel | None = None,
 ) -> ForceField:
     """Read a force field: a file of this package, or of any version of the sGDML package.
 
@@ -34,7 +34,7 @@ def load(
         Where and how it is evaluated; see `ForceField.to`.
     descriptor : AutogradDescriptor or Concatenated, optional
         That it was trained with, if a function was given: files hold no code.
-    kernel : FunctionKernel, optional
+    kernel : FunctionKernel, or a sum with one, optional
         Likewise.
 
     Returns
@@ -57,7 +57,7 @@ def load(
     return force_field.to(device, dtype, backend)
 
 
-def _read(path: Path, descriptor: Descriptor | None, kernel: FunctionKernel | None) -> ForceField:
+def _read(path: Path, descriptor: Descriptor | None, kernel: RadialKernel | None) -> ForceField:
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file")
     archive = read_archive(path)
@@ -87,7 +87,7 @@ def _group_from_fields(archive: Archive) -> PermutationGroup:
     )
 
 
-def _from_fields(archive: Archive, descriptor: Descriptor | None, kernel: FunctionKernel | None) -> ForceField:
+def _from_fields(archive: Archive, descriptor: Descriptor | None, kernel: RadialKernel | None) -> ForceField:
     recipe = json.loads(archive.text("recipe"))
     numbers = archive["numbers"]
     return ForceField(
@@ -106,20 +106,47 @@ def _from_fields(archive: Archive, descriptor: Descriptor | None, kernel: Functi
 
 
 def _descriptor(recipe: dict, numbers: np.ndarray, given: Descriptor | None) -> Descriptor:
-    functions = [part for part in [recipe, *recipe.get("parts", [])] if part["name"] == AutogradDescriptor.name]
-    if not functions:
+    """The descriptor of a recipe; what was a function in it is taken from the given one."""
+    if recipe["name"] == Concatenated.name and _needs_function(recipe):
+        parts = given.parts if isinstance(given, Concatenated) else [given] * len(recipe["parts"])
+        if len(parts) != len(recipe["parts"]):
+            raise FormatError(f"the descriptor has {len(recipe['parts'])} parts, the given one {len(parts)}")
+        made = [_descriptor(part, numbers, one) for part, one in zip(recipe["parts"], parts)]
+        return Concatenated(made, recipe["weights"])
+    if not _needs_function(recipe):
         return from_recipe(recipe, len(numbers))
-    one = functions[0]
-    what = f"the function {one['function']}, which a file cannot hold"
-    if given is None:
+    what = f"the function {recipe['function']}, which a file cannot hold"
+    if not isinstance(given, AutogradDescriptor):
         raise FormatError(f"the descriptor is {what}; give it: gdml.load(..., descriptor=AutogradDescriptor(...))")
     try:
-        found = given.bound(numbers, np.array(one["example"])[None], tuple(one["pbc"]), one["cell"])
+        found = given.bound(numbers, np.array(recipe["example"])[None], tuple(recipe["pbc"]), recipe["cell"])
     except (DataError, FitError, SymmetryError) as error:
         raise FormatError(f"the descriptor is {what}; the given one does not fit its atoms: {error}") from error
     if not _alike(json.loads(json.dumps(found.recipe())), recipe):
         raise FormatError(f"the descriptor is {what}; the given one has other values than in training")
     return found
+
+
+def _kernel(recipe: dict, given: RadialKernel | None) -> RadialKernel:
+    """The kernel of a recipe; what was a function in it is taken from the given one, or from its parts."""
+    if not _needs_function(recipe):
+        return kernel_from_recipe(recipe)
+    if recipe["name"] == KernelSum.name:
+        parts = given.parts if isinstance(given, KernelSum) else [given] * len(recipe["parts"])
+        made = tuple(_kernel(part, one) for part, one in zip(recipe["parts"], parts, strict=True))
+        return KernelSum(recipe["length_scale"], made, tuple(recipe["weights"]))
+    what = f"the function {recipe['function']}, which a file cannot hold"
+    if not isinstance(given, FunctionKernel):
+        raise FormatError(f"the kernel is {what}; give it: gdml.load(..., kernel=FunctionKernel(...))")
+    kernel = given.with_length_scale(recipe["length_scale"])
+    if not _alike(kernel.recipe(), recipe):
+        raise FormatError(f"the kernel is {what}; the given one has other values than in training")
+    return kernel
+
+
+def _needs_function(recipe: dict) -> bool:
+    """Whether something in a recipe was given as a function."""
+    return "function" in recipe or any(map(_needs_function, recipe.get("parts", [])))
 
 
 def _alike(a: object, b: object) -> bool:
@@ -131,18 +158,6 @@ def _alike(a: object, b: object) -> bool:
     if isinstance(a, float) and isinstance(b, float):
         return bool(np.isclose(a, b, rtol=1e-8, atol=1e-10))
     return a == b
-
-
-def _kernel(recipe: dict, given: FunctionKernel | None) -> RadialKernel:
-    if recipe["name"] != FunctionKernel.name:
-        return kernel_from_recipe(recipe)
-    what = f"the function {recipe['function']}, which a file cannot hold"
-    if given is None:
-        raise FormatError(f"the kernel is {what}; give it: gdml.load(..., kernel=FunctionKernel(...))")
-    kernel = given.with_length_scale(recipe["length_scale"])
-    if not np.allclose(kernel.recipe()["values"], recipe["values"], rtol=1e-8):
-        raise FormatError(f"the kernel is {what}; the given one has other values than in training")
-    return kernel
 
 
 def _checked(force_field: ForceField, archive: Archive) -> ForceField:

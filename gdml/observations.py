@@ -27,10 +27,10 @@ from torch import Tensor
 from .contractions import contraction
 from .dataset import Dataset
 from .descriptors import Descriptor, Features
-from .errors import DataError, FitError, NotPositiveDefiniteError, name_frames
+from .errors import DataError, FitError, MemoryBudgetError, NotPositiveDefiniteError, name_frames
 from .force_field import ForceField
+from .hardware import available_memory
 from .kernels import RadialKernel
-from .memory import check_closed_form
 from .operators import Labels, TrainingOperator
 from .plan import Plan, make_plan, number_of, spread_of, symmetry_of
 from .processes import Shares, Team
@@ -214,7 +214,7 @@ def fit_observations(
     DataError, SymmetryError
         As `gdml.fit`.
     MemoryBudgetError
-        If the matrix between all points would not fit.
+        If the matrix between all observations would not fit.
     NotPositiveDefiniteError
         If the matrix is singular to working precision.
     """
@@ -225,7 +225,7 @@ def fit_observations(
     offset = _offset(observations) if is_absolute else 0.0
     values = torch.tensor(observations.values - offset * observations.of_energy)
     system = _System(plan, points, observations, values)
-    check_closed_form(len(points), observations.block, plan.descriptor.size, plan.action.order)
+    system.check_memory()
     scale = system.best_length_scale(progress) if length_scale == "auto" else number_of("length_scale", length_scale)
     c, w = system.solution(scale)
     return ForceField(
@@ -271,11 +271,19 @@ class _System:
     """The linear system of some observations, for any length scale."""
 
     def __init__(self, plan: Plan, points: Dataset, observations: Observations, values: Tensor):
-        self.plan, self.values = plan, values
+        self.plan, self.values, self.block = plan, values, observations.block
         self.labels = _Points(plan.descriptor.evaluate(torch.tensor(points.positions)), points.n_atoms)
-        matrix = observations.matrix.tocoo()
-        indices = torch.tensor(np.stack([matrix.row, matrix.col]).astype(np.int64))
-        self.a = torch.sparse_coo_tensor(indices, torch.tensor(matrix.data), matrix.shape).coalesce()
+        self.a = observations.matrix.tocsc()
+
+    def check_memory(self) -> None:
+        """Raise `MemoryBudgetError` unless the matrix, its inverse, and the points' dual jets fit."""
+        n, (points, size) = len(self.values), self.labels.features.x.shape
+        needed = 8 * (2 * n**2 + 2 * points * size * self.block)
+        if needed > (budget := available_memory("cpu")):
+            raise MemoryBudgetError(
+                f"{n} observations at {points} points need {needed / 1e9:.1f} GB in closed form, and "
+                f"{budget / 1e9:.1f} GB are available; leave some out"
+            )
 
     def operator(self, length_scale: float) -> TrainingOperator:
         kernel = self.plan.kernel.with_length_scale(length_scale)
@@ -283,23 +291,28 @@ class _System:
         return TrainingOperator(jets, self.labels, 0.0)
 
     def matrix(self, operator: TrainingOperator) -> Tensor:
-        """A K Aᵀ + λ I."""
-        k = operator.to_dense()
-        k = k.tril() + k.tril(-1).mT
-        result = torch.sparse.mm(self.a, torch.sparse.mm(self.a, k).mT)
-        result.diagonal().add_(self.plan.noises[0])
-        return result
+        """A K Aᵀ + λ I, from the columns of K that belong to one point at a time."""
+        result = np.zeros((len(self.values),) * 2)
+        points = torch.arange(len(self.labels.values))
+        for j in range(len(points)):
+            right = self.a[:, j * self.block : (j + 1) * self.block]
+            used = np.unique(right.indices)  # observations that this point has a part in
+            columns = operator.blocks(points, torch.full_like(points, j)).flatten(0, 1).numpy()
+            result[:, used] += self.a @ (columns @ right[used].T.toarray())
+        matrix = torch.from_numpy(result)
+        matrix.diagonal().add_(self.plan.noises[0])
+        return matrix
 
     def solution(self, length_scale: float) -> tuple[Tensor, Tensor]:
         """Dual jets on the points."""
         operator = self.operator(length_scale)
         alpha = cholesky_solve(cholesky_factor(self.matrix(operator)), self.values)
-        return operator.dual_jets(torch.mv(self.a.t(), alpha))
+        return operator.dual_jets(torch.tensor(self.a.T @ alpha.numpy()))
 
     def leave_one_out(self, length_scale: float) -> float:
         """Root mean square of what observations differ by from the prediction of all others, α_i / (P)_ii."""
         try:
-            factor = cholesky_factor(self.matrix(self.operator(length_scale))).tril()
+            factor = cholesky_factor(self.matrix(self.operator(length_scale))).tril_()
         except NotPositiveDefiniteError:
             return math.inf
         inverse = torch.cholesky_inverse(factor)

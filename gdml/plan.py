@@ -84,7 +84,7 @@ def number_of(name: str, value: float | str) -> float:
 def _descriptor(dataset: Dataset, given: Descriptor | str | None) -> Descriptor:
     if isinstance(given, Descriptor):
         return given
-    if given not in (None, "auto"):
+    if given is not None and given != "auto":
         return by_name(given, dataset.n_atoms)
     if not any(dataset.pbc):
         return InverseDistances(dataset.n_atoms)

@@ -1,6 +1,7 @@
 """Training: from a dataset to a force field."""
 
 import hashlib
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -186,7 +187,7 @@ def fit(
     team = Team.current()
     plan = make_plan(dataset, group, descriptor, kernel, noise, use_energy, use_stress, backend, device)
     method = Method(solver, preconditioner, rank, neighbours, rtol)
-    learns = descriptor in (None, "auto") and length_scale == "auto" and can_learn(plan, dataset)
+    learns = (descriptor is None or descriptor == "auto") and length_scale == "auto" and can_learn(plan, dataset)
     problem = _problem(plan, method, dataset, validation, length_scale) | {"metric": "learned" if learns else "given"}
     team.check_same(problem | {"backend": backend, "dtype": str(dtype), "device": device.type})
     method.check(_size_of(plan, dataset, team))
@@ -225,6 +226,20 @@ def _search(plan: Plan, dataset: Dataset, validation: Dataset | None, learns: bo
     return best._replace(error=best.error * min(len(training), most_searched(plan)) / len(dataset))
 
 
+def _identity(recipe: object) -> str:
+    """A recipe as text, without the last digits, in which functions are what their values are."""
+
+    def rounded(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: rounded(v) for key, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [rounded(v) for v in value]
+        return f"{value:.8g}" if isinstance(value, float) else value
+
+    text = json.dumps(rounded(recipe))
+    return text if len(text) < 200 else f"{text[:80]}... {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
 def _size_of(plan: "Plan", dataset: Dataset, team: Team) -> Problem:
     """The problem, as far as it is known before the matrix is."""
     # Of a linear molecule; others have one less.
@@ -249,8 +264,8 @@ def _problem(plan, method, dataset, validation, length_scale) -> dict[str, str]:
         "geometries": dataset.fingerprint,
         "validation": validation.fingerprint if validation is not None else "none",
         "symmetry": f"order {plan.group.order}, {group}",
-        "descriptor": str(plan.descriptor),
-        "kernel": str(plan.kernel.with_length_scale(1.0)),
+        "descriptor": _identity(plan.descriptor.recipe()),
+        "kernel": _identity(plan.kernel.with_length_scale(1.0).recipe()),
         "noise": str(plan.noises),
         "use_energy": str(plan.use_energy),
         "use_stress": str(plan.use_stress),

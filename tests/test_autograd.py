@@ -188,8 +188,6 @@ def test_descriptors_in_a_row(frames, batch, rng, tmp_path):
     np.testing.assert_array_equal(
         again.predict(frames.positions[5]).forces, force_field.predict(frames.positions[5]).forces
     )
-    with pytest.raises(FormatError, match="other values than in training"):
-        gdml.load(tmp_path / "model.npz", descriptor=Concatenated(parts, [1.0, 0.5, 2.1]))
     of_pairs = [InverseDistances(9), InverseDistances(9, 3.0)]
     one, other = (kind(of_pairs, [1.0, 2.0]).evaluate(batch) for kind in (Concatenated, SideBySide))
     torch.testing.assert_close(one.vjp(one.x), other.vjp(other.x))
@@ -242,6 +240,9 @@ def rng_like(array):
 def test_internal_coordinates_of_what_has_none(frames):
     with pytest.raises(FitError, match="is for|are for molecules"):
         InternalCoordinates().bound([1, 1], np.zeros((1, 2, 3)), (True, False, False))
+    two = np.concatenate([frames.positions[:2], frames.positions[2:4] + 6.0], 1)
+    with pytest.raises(FitError, match="the molecule is in 2 parts"):
+        InternalCoordinates().bound(np.tile(frames.numbers, 2), two, (False,) * 3)
     with pytest.raises(FitError, match="need bonds that make angles"):
         InternalCoordinates().bound([1, 1], np.array([[[0, 0, 0], [0, 0, 0.74]]]), (False,) * 3)
     linear = np.array([[[0, 0, 1.16], [0, 0, 0.0], [0, 0, -1.16]]])
@@ -264,6 +265,10 @@ def partly_detached(positions):
 
 
 BAD = [
+    (lambda r: inverse_distances(r).float(), FitError, "not double precision"),
+    (lambda r: (inverse_distances(r), r), FitError, "cannot be evaluated"),
+    (lambda r: torch.cdist(r, r).flatten(), FitError, "cannot be differentiated|are not finite"),
+    (lambda r: (r - r.mean(0)).norm() / (r - r.mean(0)).norm() * torch.ones(3).double(), FitError, "is constant"),
     (lambda r: r.flatten(), FitError, "changes when the geometry is moved"),
     (lambda r: (r - r.mean(0)).flatten(), FitError, "changes when the geometry is turned"),
     (lambda r: torch.ones(3, dtype=r.dtype) + 0.0 * r.sum(), FitError, "is constant"),
@@ -288,6 +293,59 @@ def test_functions_that_are_no_descriptors(frames, function, error, message):
         gdml.fit(frames[:10], descriptor=AutogradDescriptor(function), length_scale=20.0)
 
 
+def test_a_permutation_that_is_given(frames):
+    group = gdml.molecular_group(frames)
+    rows = {p.tobytes(): row for p, row in zip(group.permutations, InverseDistances(9).action(group).rows())}
+    made = AutogradDescriptor(inverse_distances, permute=lambda p: rows[p.tobytes()])
+    bound = made.bound(frames.numbers, frames.positions, frames.pbc)
+    np.testing.assert_array_equal(bound.action(group).rows(), InverseDistances(9).action(group).rows())
+    wrong = AutogradDescriptor(inverse_distances, permute=lambda p: np.arange(36))
+    with pytest.raises(SymmetryError, match="not invariant under the group"):
+        wrong.bound(frames.numbers, frames.positions, frames.pbc).action(group)
+
+
+def test_what_is_no_descriptor(frames):
+    with pytest.raises(FitError, match="wrap a function in AutogradDescriptor"):
+        gdml.fit(frames[:5], descriptor=inverse_distances)
+    with pytest.raises(FitError, match="has 35 entries, which are no rows for 9 atoms"):
+        gdml.fit(
+            frames[:5], descriptor=AutogradDescriptor(lambda r: inverse_distances(r)[:35], local=True), length_scale=1.0
+        )
+
+
+def test_resuming_with_another_function_is_refused(frames, tmp_path, monkeypatch):
+    monkeypatch.setattr("gdml.checkpoints.INTERVAL", 0.0)
+    options = {"solver": "cg", "length_scale": 20.0, "checkpoint": tmp_path / "c.npz"}
+
+    def f(positions):
+        return inverse_distances(positions)
+
+    gdml.fit(frames[:10], descriptor=AutogradDescriptor(f), **options)
+
+    def f(positions):
+        return 10.0 * inverse_distances(positions)
+
+    with pytest.raises(DataError, match="is of another training; it differs in descriptor"):
+        gdml.fit(frames[:10], descriptor=AutogradDescriptor(f), resume=True, **options)
+
+
+def test_functions_in_sums_and_rows_come_back(frames, tmp_path):
+    kernel = FunctionKernel(function=lambda s: torch.exp(-s.square())) + 0.5 * Matern52()
+    row = Concatenated(
+        [Concatenated([AutogradDescriptor(inverse_distances)], [1.0]), InternalCoordinates()], [1.0, 1.0]
+    )
+    force_field = gdml.fit(frames[:8], descriptor=row, kernel=kernel, length_scale=20.0, noise=1e-8)
+    force_field.save(tmp_path / "m.npz")
+    again = gdml.load(tmp_path / "m.npz", descriptor=row, kernel=kernel)
+    np.testing.assert_allclose(
+        again.predict(frames.positions[9]).forces, force_field.predict(frames.positions[9]).forces
+    )
+    with pytest.raises(FormatError, match="give it: gdml.load"):
+        gdml.load(tmp_path / "m.npz", descriptor=row)
+    with pytest.raises(FormatError, match="give it: gdml.load"):
+        gdml.load(tmp_path / "m.npz", kernel=kernel)
+
+
 def test_rows_that_depend_on_the_order_of_atoms(frames):
     def ordered(positions):
         return smeared(positions) * (1.0 + torch.arange(len(positions))[:, None])
@@ -298,7 +356,7 @@ def test_rows_that_depend_on_the_order_of_atoms(frames):
 
 def test_coincident_atoms(bound, batch, frames):
     batch[3, 1] = batch[3, 0]
-    with pytest.raises(DataError, match="geometry 3: the descriptor is not finite"):
+    with pytest.raises(DataError, match="geometry 3: the descriptor is not finite; atoms . and . are 0 Å apart"):
         bound.evaluate(batch)
     with pytest.raises(DataError, match="is for 9 atoms, the geometries have 8"):
         bound.evaluate(batch[:, 1:])

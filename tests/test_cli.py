@@ -37,6 +37,16 @@ def run(capsys, *arguments) -> tuple[int, str, str]:
     return code, captured.out, captured.err
 
 
+def test_descriptors_by_name(frames, tmp_path, capsys):
+    frames[:14].write(tmp_path / "few.extxyz")
+    command = ["train", str(tmp_path / "few.extxyz"), "-o", str(tmp_path / "m.npz"), "--length-scale", "6"]
+    assert main([*command, "--descriptor", "many-body", "--kernel", "gaussian", "--noise", "1e-6", "--quiet"]) == 0
+    assert "many-body, gaussian with length scale 6" in capsys.readouterr().out
+    assert main(["test", str(tmp_path / "m.npz"), str(tmp_path / "few.extxyz")]) == 0
+    assert main([*command, "--descriptor", "nonsense"]) == 4
+    assert "unknown descriptor 'nonsense'; known by name are auto, internal" in capsys.readouterr().err
+
+
 def test_train(files, frames):
     force_field = gdml.load(files / "model.npz")
     assert len(force_field.y) == 40

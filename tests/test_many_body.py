@@ -201,6 +201,17 @@ def test_molecules_of_another_size(local, frames, tmp_path):
     assert ethane.energies_are_relative and not local.energies_are_relative
     with pytest.raises(ModelMismatchError, match=r"does not know the elements \[7\]"):
         local.for_atoms([7, 7])
+    with pytest.raises(ModelMismatchError, match=r"a sequence \(N,\)"):
+        local.for_atoms([])
+    spectra = gdml.fit(
+        gdml.Dataset(frames.positions[:8], frames.numbers, forces=frames.forces[:8]),
+        descriptor="power-spectrum",
+        kernel="gaussian",
+        length_scale=20.0,
+        noise=1e-4,
+    )
+    twice = spectra.for_atoms(np.tile(frames.numbers, 2)).predict(np.concatenate([one, apart]))
+    np.testing.assert_allclose(twice.forces[:9], spectra.predict(one).forces, atol=1e-9)
     with pytest.raises(ModelMismatchError, match="descriptor=gdml.ManyBody"):
         gdml.fit(frames[:5], length_scale=20.0).for_atoms([6, 1])
 

@@ -119,6 +119,14 @@ def test_learned_metrics_are_better(learned, frames):
     assert "H-O, 1 bond" in " ".join(learned.weights)
 
 
+def test_picture(learned, tmp_path):
+    pytest.importorskip("matplotlib")
+    from gdml.plots import plot_metric
+
+    plot_metric(learned, tmp_path / "metric.png")
+    assert (tmp_path / "metric.png").stat().st_size > 10_000
+
+
 def test_what_is_worse_is_dropped(frames, monkeypatch):
     monkeypatch.setattr(metric, "_error", lambda *args: np.inf)
     found = gdml.learn_metric(frames[:25], max_steps=1)
@@ -174,3 +182,21 @@ def test_weights_of_pairs(frames, rng):
     for bad in (weights[:5], -weights, weights * np.nan):
         with pytest.raises(FitError, match="need as many positive weights"):
             WeightedDistances(9, bad)
+
+
+def test_diatomic_and_large_molecules(rng):
+    """Of two atoms there is one distance; of very many nothing is learned, since gradients take too long."""
+    bonds = rng.uniform(1.0, 1.3, 30)
+    positions = np.zeros((30, 2, 3))
+    positions[:, 1, 2] = bonds
+    forces = np.zeros_like(positions)
+    forces[:, 0, 2] = 30.0 * (bonds - 1.12)
+    forces[:, 1] = -forces[:, 0]
+    nitrogen = gdml.Dataset(positions, [7, 7], forces=forces)
+    found = gdml.fit(nitrogen)
+    assert np.abs(found.predict(positions).forces - forces).max() < 0.05
+    many = gdml.Dataset(rng.normal(size=(30, 90, 3)) * 8.0, [6] * 90, forces=rng.normal(size=(30, 90, 3)))
+    plan = make_plan(
+        many, gdml.PermutationGroup.trivial(90), "auto", "matern52", "auto", False, False, "auto", torch.device("cpu")
+    )
+    assert not metric.can_learn(plan, many)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from ase.constraints import FixAtoms
 
 import gdml
 from gdml.contractions import BACKENDS, GemmContraction, LatticeContraction
@@ -87,5 +88,9 @@ def test_what_is_no_minimum(force_field, frames):
         gdml.relax(force_field, frames.to_atoms()[3], max_steps=2)
     with pytest.raises(ModelMismatchError):
         gdml.relax(force_field, frames.to_atoms()[3][::-1])
+    held = frames.to_atoms()[3]
+    held.set_constraint(FixAtoms([0]))
+    with pytest.raises(DataError, match=r"the atoms have constraints \(FixAtoms\)"):
+        gdml.relax(force_field, held)
     with pytest.raises(DataError, match="fmax must be positive"):
         gdml.relax(force_field, frames.to_atoms()[3], fmax=0.0)

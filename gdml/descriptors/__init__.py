@@ -42,6 +42,8 @@ def by_name(name: str, n_atoms: int) -> Descriptor:
     FitError
         If there is none.
     """
+    if not isinstance(name, str):
+        raise FitError(f"a descriptor is an object or a name, not {name!r}; wrap a function in AutogradDescriptor")
     if name not in BY_NAME:
         raise FitError(f"unknown descriptor {name!r}; known by name are auto, {', '.join(sorted(BY_NAME))}")
     return BY_NAME[name](n_atoms)
@@ -58,7 +60,8 @@ def from_recipe(recipe: dict, n_atoms: int) -> Descriptor:
     settings = dict(recipe)
     name = settings.pop("name")
     if name == PowerSpectrum.name:
-        return PowerSpectrum(**{key: _tuples(value) for key, value in settings.items()})._shaped()
+        numbers = settings.pop("numbers")
+        return PowerSpectrum(**{key: _tuples(value) for key, value in settings.items()}).for_atoms(numbers)
     if name == Concatenated.name:
         return Concatenated([from_recipe(part, n_atoms) for part in settings["parts"]], settings["weights"])
     if name == SideBySide.name:
@@ -80,6 +83,7 @@ def _tuples(value: object) -> object:
 
 
 __all__ = [
+    "BY_NAME",
     "AutogradDescriptor",
     "AutogradFeatures",
     "Concatenated",

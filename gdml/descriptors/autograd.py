@@ -26,6 +26,7 @@ NUMBERS = 16 * 1024 * 1024  # in the descriptors of a few geometries, with what 
 INTERMEDIATES = 32  # numbers that the evaluation of an entry is taken to need
 EXAMPLES, JITTER = 3, 0.05  # geometries, and Å by which their atoms are moved, that checks are made on
 SAME = 1e-7  # relative difference of descriptors that are the same but for rounding
+WRONG = (TypeError, ValueError, IndexError, AttributeError, RuntimeError, NotImplementedError)
 STEP, SLOPES = 1e-4, 1e-3  # Å, of finite differences, and the relative error that a derivative may have
 
 
@@ -69,7 +70,7 @@ class AutogradFeatures(Features):
 
     def vjp_many(self, cotangents: Tensor) -> Tensor:
         """Jᵀ g for many g (M, D, b) on each geometry: (M, 3N, b)."""
-        step = self.descriptor.at_once(self.positions.device)
+        step = self._dense_at_once
         parts = [slice(k, k + step) for k in range(0, len(self.x), step)]
         return torch.cat([self[some].jacobian().mT @ cotangents[some] for some in parts])
 
@@ -82,15 +83,20 @@ class AutogradFeatures(Features):
             along = torch.vmap(lambda v: torch.func.jvp(f, (r,), (v.expand_as(r),))[1])
             return along(directions).permute(1, 2, 0)
 
-        return self._by_parts(dense)
+        return self._by_parts(dense, step=self._dense_at_once)
+
+    @property
+    def _dense_at_once(self) -> int:
+        """How many dense Jacobians to make at a time, each with 3N directions."""
+        return max(1, self.descriptor.at_once(self.positions.device) // self.positions[0].numel())
 
     def strain_vjp(self, cotangents: Tensor) -> Tensor:
         """Derivatives (M, 6) by the strain from a gradient (M, D) on the descriptors."""
         return torch.einsum("md,mdv->mv", cotangents, self.strain_slopes)
 
-    def _by_parts(self, function: Callable, *values: Tensor) -> Tensor:
+    def _by_parts(self, function: Callable, *values: Tensor, step: int | None = None) -> Tensor:
         """A function of the map from positions to descriptors, of positions, and of values, in a few parts."""
-        step = self.descriptor.at_once(self.positions.device)
+        step = step or self.descriptor.at_once(self.positions.device)
         results = []
         for start in range(0, len(self.x), step):
             some = slice(start, start + step)
@@ -183,7 +189,7 @@ class Differentiated(Descriptor):
             step = self.at_once(positions.device)
             cells_of = [None] * len(positions) if cells is None else cells.split(step)
             x = torch.cat([self.values(r, c) for r, c in zip(positions.split(step), cells_of)])
-        self._check_values(x)
+        self._check_values(x, positions)
         slopes = self._strain_slopes(positions, cells) if strain else None
         return AutogradFeatures(x, self, positions, cells, graph, slopes)
 
@@ -193,21 +199,23 @@ class Differentiated(Descriptor):
         cells = self.cell if cells is None else np.asarray(cells)
         return positions.new_tensor(cells).expand(len(positions), 3, 3)
 
-    def _check_values(self, x: Tensor) -> None:
+    def _check_values(self, x: Tensor, positions: Tensor) -> None:
         if x.shape[1] != self.size:
             raise DataError(f"the descriptor has {x.shape[1]} entries here, and had {self.size} in training")
         wrong = (~x.isfinite().all(1)).nonzero()[:, 0]
         if len(wrong):
-            raise DataError(f"geometry {int(wrong[0])}: the descriptor is not finite; do atoms coincide?")
+            raise DataError(_name_wrong(int(wrong[0]), positions[wrong[0]].detach().cpu()))
 
     def _strain_slopes(self, positions: Tensor, cells: Tensor) -> Tensor:
         rows, columns = voigt_on(positions.device)
         strains = positions.new_zeros(6, 3, 3)
         strains[torch.arange(6), rows, columns] += 0.5
         strains[torch.arange(6), columns, rows] += 0.5
-        both = positions, cells
-        slopes = [torch.func.jvp(self.values, both, tuple(a @ strain for a in both))[1] for strain in strains]
-        return torch.stack(slopes, 2)
+        parts = []
+        for both in zip(*(a.split(self.at_once(positions.device)) for a in (positions, cells))):
+            slopes = [torch.func.jvp(self.values, both, tuple(a @ strain for a in both))[1] for strain in strains]
+            parts.append(torch.stack(slopes, 2))
+        return torch.cat(parts)
 
     def bound(
         self, numbers: np.ndarray, positions: np.ndarray, pbc: tuple[bool, ...], cell: np.ndarray | None = None
@@ -222,14 +230,37 @@ class Differentiated(Descriptor):
         one = replace(self, **settings)
         try:
             x = one.values(*one._examples(1))
-        except (TypeError, ValueError, IndexError, RuntimeError) as error:
+        except WRONG as error:
             raise FitError(
                 f"the descriptor {self.title} cannot be evaluated for {len(numbers)} atoms ({error}); it has to be "
-                "made of operations that torch.vmap can vectorise"
+                "made of operations that torch.vmap can vectorise, and to give one tensor"
             ) from error
-        one = replace(one, shape=(len(numbers), x.shape[1] // len(numbers)) if self.is_local else (x.shape[1],))
-        _check_function(one, x)
+        one = replace(one, shape=one._shape(x))
+        try:
+            _check_function(one, x)
+        except WRONG as error:
+            if isinstance(error, FitError):
+                raise
+            raise FitError(
+                f"the descriptor {self.title} cannot be differentiated ({error}); write distances as norms"
+            ) from error
         return one
+
+    def _shape(self, x: Tensor) -> tuple[int, ...]:
+        """The shape of one descriptor, if these (1, D) are what they should be."""
+        if x.dtype != torch.float64:
+            raise FitError(
+                f"the descriptor {self.title} is {x.dtype}, not double precision; keep the type of positions"
+            )
+        if not self.is_local:
+            return (x.shape[1],)
+        n_atoms = len(self.numbers)
+        if x.shape[1] % n_atoms:
+            raise FitError(
+                f"the descriptor {self.title} has {x.shape[1]} entries, which are no rows for {n_atoms} atoms; a local "
+                "descriptor gives a tensor (N, W)"
+            )
+        return n_atoms, x.shape[1] // n_atoms
 
     def _examples(self, n: int) -> tuple[Tensor, ...]:
         """Geometries near to the example, and their cells."""
@@ -267,13 +298,22 @@ class Differentiated(Descriptor):
                 )
         return Environments(numbers, self.shape[1])
 
+    @property
+    def _given(self) -> Callable[[np.ndarray], np.ndarray] | None:
+        """How atoms permute entries, if that was said."""
+        return None
+
+    def _entries_by_value(self, x: np.ndarray, permuted: np.ndarray) -> np.ndarray:
+        weights = np.random.default_rng(0).normal(size=len(x))
+        entries = np.empty(x.shape[1], dtype=np.int64)
+        entries[np.argsort(weights @ permuted, kind="stable")] = np.argsort(weights @ x, kind="stable")
+        return entries
+
     def _entries(self, permutation: np.ndarray) -> np.ndarray:
         """The permutation of entries with x(R[p]) = x(R)[..., entries], by their values on a few geometries."""
         positions, *cells = self._examples(EXAMPLES)
         x, permuted = (self.values(r, *cells).numpy() for r in (positions, positions[:, permutation.tolist()]))
-        weights = np.random.default_rng(0).normal(size=EXAMPLES)
-        entries = np.empty(x.shape[1], dtype=np.int64)
-        entries[np.argsort(weights @ permuted, kind="stable")] = np.argsort(weights @ x, kind="stable")
+        entries = self._entries_by_value(x, permuted) if self._given is None else np.asarray(self._given(permutation))
         if _differ(permuted, x[:, entries]):
             moved = np.flatnonzero(permutation != np.arange(len(permutation)))
             raise SymmetryError(
@@ -300,6 +340,9 @@ class AutogradDescriptor(Differentiated):
         the same element (`gdml.symmetry.Environments`), and needs no group.
     batched : bool
         Whether the function takes positions (M, N, 3), and cells (M, 3, 3), at once.
+    permute : callable, optional
+        From a permutation of atoms p (N,) to that of entries q (D,), with x(R[p]) = x(R)[q]. By
+        default it is found, by the values of entries; what is given is checked by them.
 
     Raises
     ------
@@ -321,6 +364,7 @@ class AutogradDescriptor(Differentiated):
     function: Callable[..., Tensor]
     local: bool = False
     batched: bool = False
+    permute: Callable[[np.ndarray], np.ndarray] | None = None
 
     name = "function"
 
@@ -333,6 +377,10 @@ class AutogradDescriptor(Differentiated):
     def is_local(self) -> bool:
         """Whether there is a row for each atom, which are compared by the kernel."""
         return self.local
+
+    @property
+    def _given(self) -> Callable[[np.ndarray], np.ndarray] | None:
+        return self.permute
 
     def __repr__(self) -> str:
         return f"AutogradDescriptor({self.title}, local={self.local}, size={self.size if self.shape else 'unknown'})"
@@ -353,6 +401,18 @@ class AutogradDescriptor(Differentiated):
             "pbc": list(self.pbc),
             "cell": self.cell,
         }
+
+
+def _name_wrong(geometry: int, positions: Tensor) -> str:
+    """Why the descriptor of a geometry (N, 3) is not finite."""
+    if not positions.isfinite().all():
+        return f"geometry {geometry}: positions contain NaN or infinite values"
+    distances = torch.cdist(positions, positions).fill_diagonal_(torch.inf)
+    first, second = divmod(int(distances.argmin()), len(positions))
+    return (
+        f"geometry {geometry}: the descriptor is not finite; atoms {first} and {second} are "
+        f"{float(distances[first, second]):.3g} Å apart"
+    )
 
 
 def _neighbours_of_a_kind(numbers: np.ndarray) -> list[tuple[int, int]]:
@@ -384,7 +444,7 @@ def _check_function(one: Differentiated, x: Tensor) -> None:
         )
     ends = [one.values(positions + step * direction, *cells) for step in (STEP, -STEP)]
     differences = (ends[0] - ends[1]) / (2 * STEP)
-    if not differences.abs().max() > 0:
+    if not differences.abs().max() > 1e-13 / STEP * max(1e-3, float(x.abs().max())):
         raise FitError(f"{what} is constant; there is nothing to learn from it")
     wrong = (slopes - differences).abs()[0] / differences.abs().max()
     if wrong.max() > SLOPES:

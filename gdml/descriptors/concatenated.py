@@ -160,7 +160,7 @@ def joined_action(parts: Sequence[Descriptor], group: PermutationGroup) -> Actio
     for part, action in zip(parts, actions):
         if isinstance(action, Environments):
             raise FitError(
-                f"{part.name} has a row for each atom, and cannot stand in a row with others; use local=False"
+                f"{part.name} has a row for each atom, which are compared, and cannot stand in a row with others"
             )
     shifted = [(start + a.translations, start + a.cosets) for start, a in zip(starts, actions)]
     return Action(*(np.concatenate(rows, axis=1) for rows in zip(*shifted)))

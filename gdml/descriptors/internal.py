@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from ..errors import FitError
@@ -93,6 +94,9 @@ class InternalCoordinates(Differentiated):
 def _coordinates(numbers: np.ndarray, positions: np.ndarray) -> tuple[tuple, tuple, tuple]:
     """Bonds, angles and dihedrals, each once."""
     bonded = bonds(numbers, median_distances(positions))
+    n_parts = connected_components(bonded)[0]
+    if n_parts > 1:
+        raise FitError(f"internal coordinates see what is bonded, and the molecule is in {n_parts} parts")
     near = [np.flatnonzero(row).tolist() for row in bonded]
     pairs = [(i, j) for i in range(len(numbers)) for j in near[i] if i < j]
     angles = [(i, j, k) for j in range(len(numbers)) for i in near[j] for k in near[j] if i < k]

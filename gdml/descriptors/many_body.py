@@ -125,9 +125,7 @@ class ManyBody(Differentiated):
         FitError
             For an element that it does not know.
         """
-        numbers = tuple(int(z) for z in numbers)
-        if unknown := set(numbers) - set(self.elements):
-            raise FitError(f"the many-body descriptor does not know the elements {sorted(unknown)}")
+        numbers = known_atoms(numbers, self.elements)
         n = len(self.elements)
         width = n * self.n_two + n * (n + 1) // 2 * ANGULAR * self.n_three
         return replace(self, numbers=numbers, shape=(len(numbers), width))
@@ -311,6 +309,14 @@ class ManyBody(Differentiated):
         ]
         by_distances = torch.cat(parts, 2).flatten(1, 2)  # (M, D, pairs)
         return self._weighted(by_distances @ by_positions)
+
+
+def known_atoms(numbers: np.ndarray, elements: tuple[int, ...]) -> tuple[int, ...]:
+    """Atomic numbers, if all of them are known; else raise `FitError`."""
+    numbers = tuple(int(z) for z in numbers)
+    if unknown := set(numbers) - set(elements):
+        raise FitError(f"the descriptor does not know the elements {sorted(unknown)}")
+    return numbers
 
 
 def _summed(terms: Tensor, rows: Tensor, n_rows: int) -> Tensor:

@@ -25,6 +25,7 @@ from torch import Tensor
 from ..errors import FitError
 from ..symmetry import Environments, PermutationGroup
 from .autograd import Differentiated
+from .many_body import known_atoms
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class PowerSpectrum(Differentiated):
     n_radial: int = 7
     max_order: int = 4
     weight: float = 1.0
+    elements: tuple[int, ...] = ()
 
     name = "power-spectrum"
     is_costly = True
@@ -76,11 +78,14 @@ class PowerSpectrum(Differentiated):
         """The descriptor for these atoms."""
         if any(pbc):
             raise FitError("the power spectrum is for molecules, and these geometries are periodic")
-        return replace(self, numbers=tuple(int(z) for z in numbers))._shaped()
+        return replace(self, elements=tuple(sorted({int(z) for z in numbers}))).for_atoms(numbers)
 
-    def _shaped(self) -> "PowerSpectrum":
-        n_channels = len(set(self.numbers)) * self.n_radial
-        return replace(self, shape=(len(self.numbers), (self.max_order + 1) * n_channels * (n_channels + 1) // 2))
+    def for_atoms(self, numbers: np.ndarray) -> "PowerSpectrum":
+        """The same for other atoms of the elements that it knows; see `ManyBody.for_atoms`."""
+        numbers = known_atoms(numbers, self.elements)
+        n_channels = len(self.elements) * self.n_radial
+        width = (self.max_order + 1) * n_channels * (n_channels + 1) // 2
+        return replace(self, numbers=numbers, shape=(len(numbers), width))
 
     @property
     def intermediates(self) -> int:
@@ -90,7 +95,7 @@ class PowerSpectrum(Differentiated):
     def _channels(self) -> Tensor:
         """Which element (N, elements) each atom is, as zeros and ones."""
         numbers = np.array(self.numbers)
-        return torch.tensor(numbers[:, None] == np.unique(numbers), dtype=torch.float64)
+        return torch.tensor(numbers[:, None] == np.array(self.elements), dtype=torch.float64)
 
     def values(self, positions: Tensor, cells: Tensor | None = None) -> Tensor:
         """The descriptors (M, D) alone, as torch can differentiate them."""
@@ -124,5 +129,5 @@ class PowerSpectrum(Differentiated):
         """What a model file needs to make this descriptor again, besides the number of atoms."""
         return {
             "name": self.name,
-            **{k: getattr(self, k) for k in ("cutoff", "n_radial", "max_order", "weight", "numbers")},
+            **{k: getattr(self, k) for k in ("cutoff", "n_radial", "max_order", "weight", "elements", "numbers")},
         }
