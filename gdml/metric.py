@@ -29,6 +29,7 @@ Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), ch. 5.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,13 +54,14 @@ from .plan import Plan, choose_by_grid, labels_of, make_plan, searched, solve_pl
 from .processes import Shares, Team
 from .progress import progress_bar
 from .selection import hold_out
-from .symmetry import PermutationGroup
+from .symmetry import Action, PermutationGroup
 from .symmetry.molecules import bond_graph
 
-MAX_UNKNOWNS = 2400  # of the matrices that gradients are taken through
+MAX_UNKNOWNS = 1500  # of the matrices that gradients are taken through
+STRIP = 1024 * 1024  # numbers in the differences of descriptors that are treated together
 MAX_OPERATIONS = 6e10  # of one gradient; a second or a few
 MIN_FRAMES, MAX_STEPS = 20, 30
-MIN_USED = 12  # geometries that gradients are taken with; where fewer can be afforded, nothing is learned
+MIN_USED = 8  # geometries that gradients are taken with; where fewer can be afforded, nothing is learned
 SETTLED = 3e-4  # change of the objective, a logarithm, at which the descent ends
 FARTHEST = 4  # bonds apart, beyond which all pairs of two elements are of a kind
 FREEDOM = np.log(30.0)  # of the logarithm of a weight
@@ -136,7 +138,7 @@ def learn_metric(
     """Learn which distances, or which parts of a descriptor, matter.
 
     Starts from the length scale that the grid of `gdml.fit` finds, and follows the
-    gradient of the objective (L-BFGS) on as many geometries as give 2400 unknowns. A fifth of
+    gradient of the objective (L-BFGS) on as many geometries as give 1500 unknowns. A fifth of
     the dataset judges at the end: what is not better there than the grid's choice is dropped.
 
     Parameters
@@ -341,21 +343,37 @@ class _Problem:
             parts.append((x, self.w * (power * x / self.u)[..., None]))
         return tuple(torch.cat(values, 1) for values in zip(*parts))
 
-    def blocks(self, x: Tensor, w: Tensor, rows: Tensor, column: int) -> Tensor:
-        """Blocks (m, L, L) of the matrix in one column."""
-        jets = contraction(self.plan.kernel.with_length_scale(1.0), x, self.plan.action, "gemm")
-        c = self.labels.c
-        columns = torch.full_like(rows, column)
-        return jets.pairs(x[rows], c, w[rows], columns, c, w[columns])
+    def blocks(self, x: Tensor, w: Tensor, rows: slice, columns: slice) -> Tensor:
+        """Blocks (m, L, c, L) of the matrix in some rows and columns."""
+        kernel = self.plan.kernel.with_length_scale(1.0)
+        if isinstance(self.plan.action, Action):
+            return _blocks(kernel, self._images, x[rows], w[rows], x[columns], w[columns])
+        jets, c = contraction(kernel, x, self.plan.action, "gemm"), self.labels.c
+        at = [torch.full((len(x[rows]),), j) for j in range(columns.start, columns.stop)]
+        return torch.stack([jets.pairs(x[rows], c, w[rows], j, c, w[j]) for j in at], 2)
+
+    @cached_property
+    def _images(self) -> Tensor:
+        return torch.tensor(self.plan.action.rows())
+
+    @property
+    def _strips(self) -> list[slice]:
+        """Columns that are treated together."""
+        n, n_labels = self.y.shape
+        numbers = n * len(self.w[0]) * max(1, self.n_powers)
+        numbers *= self.plan.action.order if isinstance(self.plan.action, Action) else n_labels
+        step = max(1, STRIP // numbers)
+        return [slice(k, min(k + step, n)) for k in range(0, n, step)]
 
     def matrix(self, x: Tensor, w: Tensor) -> Tensor:
         """The matrix (n L, n L) without the noise."""
         n, n_labels = self.y.shape
         result = x.new_empty(n, n_labels, n, n_labels)
-        for j in range(n):
-            blocks = self.blocks(x, w, torch.arange(j, n), j)
-            result[j:, :, j] = blocks
-            result[j, :, j:] = blocks.permute(2, 0, 1)
+        for columns in self._strips:
+            below = slice(columns.start, n)
+            blocks = self.blocks(x, w, below, columns)
+            result[below, :, columns] = blocks
+            result[columns, :, below] = blocks.permute(2, 3, 0, 1)
         return result.view(n * n_labels, n * n_labels)
 
     def objective(self, theta: np.ndarray, function: Callable) -> tuple[float, np.ndarray]:
@@ -373,18 +391,36 @@ class _Problem:
             value, slope = function(factor, matrix, noise, self.y)
         leaves = x.detach().requires_grad_(), w.detach().requires_grad_()
         by_blocks = (slope + slope.mT).view(n, n_labels, n, n_labels)
-        for j in range(n):  # of the symmetric matrix only what is on and below the diagonal
-            rows = torch.arange(j, n)
-            weight = by_blocks[j:, :, j].clone()
-            weight[0] *= 0.5
+        for columns in self._strips:  # of the symmetric matrix only what is on and below the diagonal
+            below = slice(columns.start, n)
+            weight = by_blocks[below, :, columns].clone()
+            weight[: columns.stop - columns.start] *= 0.5  # which stands there twice
             with torch.enable_grad():
-                total = (self.blocks(*leaves, rows, j) * weight).sum()
+                total = (self.blocks(*leaves, below, columns) * weight).sum()
             total.backward()
         with torch.enable_grad():
             (x * leaves[0].grad).sum().add((w * leaves[1].grad).sum()).backward()
         gradient = parameters.grad.numpy()
         gradient[-1] += noise * float(slope.diagonal().sum())
         return float(value), gradient
+
+
+def _blocks(kernel: RadialKernel, images: Tensor, x: Tensor, w: Tensor, y: Tensor, v: Tensor) -> Tensor:
+    """Blocks (m, L, c, R) between force labels w (m, D, L) at x and v (c, D, R) at y, in operations for all at once.
+
+    As those of `Contraction.pairs`, which are of single pairs; here differentiation wants few and large ones.
+    """
+    (m, size), (c, order, n_right) = x.shape, (len(y), len(images), v.shape[2])
+    v = v[:, images]  # (c, |S|, D, R)
+    d = x[:, None, None] - y[:, images]  # (m, c, |S|, D)
+    _, d1, d2 = kernel.unit_profile(torch.linalg.vector_norm(d, dim=3) / kernel.natural_length, value=False)
+    d1, d2 = d1 / kernel.natural_length**2, d2 / kernel.natural_length**4
+    pull = torch.bmm(d1.transpose(0, 1), v.flatten(2)).view(c, m, size, n_right)
+    result = torch.bmm(w.mT, pull.permute(1, 2, 0, 3).reshape(m, size, -1)).view(m, -1, c, n_right)
+    u = torch.bmm(d.permute(1, 2, 0, 3).reshape(c * order, m, size), v.flatten(0, 1)).view(c, order, m, n_right)
+    left = torch.bmm(d.flatten(1, 2), w).view(m, c, order, -1) * d2[..., None]
+    minus = left.mT.reshape(m * c, -1, order) @ u.permute(2, 0, 1, 3).reshape(m * c, order, n_right)
+    return result - minus.view(m, c, -1, n_right).transpose(1, 2)
 
 
 def _descend(problem: _Problem, function: Callable, max_steps: int, history: list[float], bar) -> np.ndarray:

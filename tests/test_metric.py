@@ -195,7 +195,8 @@ def test_diatomic_and_large_molecules(rng):
     nitrogen = gdml.Dataset(positions, [7, 7], forces=forces)
     found = gdml.fit(nitrogen)
     assert np.abs(found.predict(positions).forces - forces).max() < 0.05
-    many = gdml.Dataset(rng.normal(size=(30, 90, 3)) * 8.0, [6] * 90, forces=rng.normal(size=(30, 90, 3)))
+    grid = 2.0 * np.stack(np.unravel_index(np.arange(90), (5, 6, 3)), 1)
+    many = gdml.Dataset(grid + 0.1 * rng.normal(size=(30, 90, 3)), [6] * 90, forces=rng.normal(size=(30, 90, 3)))
     plan = make_plan(
         many, gdml.PermutationGroup.trivial(90), "auto", "matern52", "auto", False, False, "auto", torch.device("cpu")
     )
