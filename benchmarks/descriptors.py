@@ -151,7 +151,7 @@ def cost() -> dict:
             "batch_ms": 1e3 * median_seconds(functools.partial(field.predict, batch), 10) / len(batch),
             "product_ms": 1e3 * median_seconds(functools.partial(operator.matmul, v), 10),
         }
-    few = frames[:12]
+    few = frames[:24]
     operator = operator_of(few, fields["function"])
     v = operator.labels.values.flatten()
     seconds = median_seconds(lambda: operator.matmul(v), 20)

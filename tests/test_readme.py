@@ -30,7 +30,7 @@ def test_first_screen(tmp_path):
     result = subprocess.run([sys.executable, "-c", blocks("python")[0]], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     mae = float(re.search(r"forces MAE ([\d.]+)", result.stdout)[1])
-    assert 20 < mae < 60
+    assert 8 < mae < 45
 
 
 def test_links():
