@@ -229,7 +229,8 @@ class Differentiated(Descriptor):
         }
         one = replace(self, **settings)
         try:
-            x = one.values(*one._examples(2))[:1]
+            one.values(*one._examples(2))  # several are vectorised, and a single one is not
+            x = one.values(*one._examples(1))
         except WRONG as error:
             raise FitError(
                 f"the descriptor {self.title} cannot be evaluated for {len(numbers)} atoms ({error}); it has to be "
