@@ -50,7 +50,7 @@ from .hyperparameters import Chosen
 from .kernels import RadialKernel
 from .metrics import evaluate
 from .operators import Labels
-from .plan import Plan, choose_by_grid, labels_of, make_plan, searched, solve_plan, symmetry_of
+from .plan import Plan, choose_by_grid, labels_of, make_plan, most_searched, searched, solve_plan, symmetry_of
 from .processes import Shares, Team
 from .progress import progress_bar
 from .selection import hold_out
@@ -61,6 +61,7 @@ MAX_UNKNOWNS = 1500  # of the matrices that gradients are taken through
 STRIP = 1024 * 1024  # numbers in the differences of descriptors that are treated together
 MAX_OPERATIONS = 6e10  # of one gradient; a second or a few
 MIN_FRAMES, MAX_STEPS = 20, 30
+MAX_JUDGING, MAX_JUDGED = 6e11, 12_000  # operations and unknowns of the trainings that judge
 MIN_USED = 8  # geometries that gradients are taken with; where fewer can be afforded, nothing is learned
 SETTLED = 3e-4  # change of the objective, a logarithm, at which the descent ends
 FARTHEST = 4  # bonds apart, beyond which all pairs of two elements are of a kind
@@ -219,7 +220,11 @@ def learn(
     with progress_bar("metric", progress) as bar:
         theta = _descend(problem, OBJECTIVES[objective], max_steps, history, bar)
     found = Chosen(1.0, None, float(np.exp(theta[-1])), problem.descriptor_at(theta))
-    error = _error(plan.with_descriptor(found.descriptor), searched(plan, training), validation, found)
+    # What is better with the few geometries of the search need not be so with many.
+    judging = judges(plan, training)
+    error = _error(plan.with_descriptor(found.descriptor), judging, validation, found)
+    if len(judging) > len(searched(plan, training)):
+        grid = grid._replace(error=_error(plan, judging, validation, grid))
     errors = {"grid": grid.error, "learned": error}
     if not error < grid.error:
         return Metric(plan.descriptor, plan.kernel, grid, errors, {}, [], history)
@@ -227,6 +232,12 @@ def learn(
     return Metric(
         plan.descriptor, plan.kernel, found._replace(error=error), errors, weights, problem.powers_at(theta), history
     )
+
+
+def judges(plan: Plan, training: Dataset) -> Dataset:
+    """So many of the geometries that two trainings with them, by which the metric is judged, take half a minute."""
+    most = max(most_searched(plan), most_searched(plan, MAX_JUDGING, MAX_JUDGED))
+    return training[training.sample(most)] if len(training) > most else training
 
 
 def _error(plan: Plan, training: Dataset, validation: Dataset, chosen: Chosen) -> float:

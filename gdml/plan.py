@@ -157,16 +157,16 @@ def spread_of(plan: Plan, x: torch.Tensor) -> float:
     return float(x.std(0).norm()) / math.sqrt(n_points)
 
 
-def most_searched(plan: Plan) -> int:
+def most_searched(plan: Plan, operations: float | None = None, unknowns: int | None = None) -> int:
     """Geometries that a length scale is judged with: so many that one training takes a second or a few."""
     n_labels = 3 * plan.group.n_atoms
-    sizes = range(MIN_SEARCHED, MAX_SEARCH_UNKNOWNS // n_labels + 1)
+    sizes = range(MIN_SEARCHED, (unknowns or MAX_SEARCH_UNKNOWNS) // n_labels + 1)
     order, translations = plan.action.order, len(plan.action.translations)
     is_local = isinstance(plan.action, Environments)
     problems = (
         Problem(n, n_labels, plan.descriptor.size, order, n_translations=translations, is_local=is_local) for n in sizes
     )
-    fast = [p.n_frames for p in problems if p.closed_form_operations <= MAX_SEARCH_OPERATIONS]
+    fast = [p.n_frames for p in problems if p.closed_form_operations <= (operations or MAX_SEARCH_OPERATIONS)]
     return max([MIN_SEARCHED, *fast])
 
 

@@ -22,7 +22,7 @@ from .force_field import ForceField
 from .hardware import check_device, check_precision
 from .hyperparameters import Chosen
 from .kernels import RadialKernel
-from .metric import can_learn, learn
+from .metric import can_learn, judges, learn
 from .plan import (
     MIN_SEARCHED,
     Plan,
@@ -32,6 +32,7 @@ from .plan import (
     make_plan,
     most_searched,
     number_of,
+    searched,
     solve_plan,
     spread_of,
     symmetry_of,
@@ -220,10 +221,10 @@ def _search(plan: Plan, dataset: Dataset, validation: Dataset | None, learns: bo
     if validation is None:
         training, validation = hold_out(dataset)
     if learns:
-        best = learn(plan, training, validation, progress=progress).chosen
+        best, used = learn(plan, training, validation, progress=progress).chosen, judges(plan, training)
     else:
-        best = choose_by_grid(plan, training, validation, progress)
-    return best._replace(error=best.error * min(len(training), most_searched(plan)) / len(dataset))
+        best, used = choose_by_grid(plan, training, validation, progress), searched(plan, training)
+    return best._replace(error=best.error * len(used) / len(dataset))
 
 
 def _identity(recipe: object) -> str:
