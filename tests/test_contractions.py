@@ -91,11 +91,12 @@ def test_zero_values_may_be_left_out(kernel, group, problem):
 
 
 @cases
-def test_pairs_are_the_contraction_written_out(kernel, group, problem, rng):
+@pytest.mark.parametrize("references", [[3, 0, 3], [2, 2, 2]], ids=["several", "one"])
+def test_pairs_are_the_contraction_written_out(kernel, group, problem, rng, references):
     y, _, _, x = problem
     jets = contraction(kernel, y, InverseDistances(4).action(group))
     c_left, c_right = torch.tensor([1.0, 0.0, 2.0]).double(), torch.tensor([0.5, 0.0]).double()
-    references = torch.tensor([3, 0, 3])
+    references = torch.tensor(references)
     w_left, w_right = torch.tensor(rng.normal(size=(3, 6, 3))), torch.tensor(rng.normal(size=(5, 6, 2)))[references]
     blocks = jets.pairs(x, c_left, w_left, references, c_right, w_right)
     for pair, reference in enumerate(references):
@@ -104,6 +105,7 @@ def test_pairs_are_the_contraction_written_out(kernel, group, problem, rng):
             c[reference], w[reference] = c_right[r], w_right[pair, :, r]
             e, g = jets.apply(x[pair : pair + 1], c, w)
             torch.testing.assert_close(blocks[pair, :, r], c_left * e + w_left[pair].mT @ g[0])
+    assert jets.pairs(x[:0], c_left, w_left[:0], references[:0], c_right, w_right[:0]).shape == (0, 3, 2)
 
 
 @cases

@@ -120,7 +120,7 @@ class GemmContraction(Contraction):
         x, w_left, w_right = self.centred(x), w_left / length, w_right / length
         d = x[:, None] - self.y[references][:, self.images]  # (p, |S|, D)
         k, d1, d2 = self.kernel.unit_profile(torch.linalg.vector_norm(d, dim=2), value=bool(c_right.any()))
-        is_single = bool((references == references[0]).all())
+        is_single = len(references) > 0 and bool((references == references[0]).all())  # of shares, some are empty
         pull, u = (self._of_one if is_single else self._of_several)(d, d1, w_right)
         result = w_left.mT @ pull
         left_u = d @ w_left  # (p, |S|, L)
