@@ -399,7 +399,7 @@ class _Problem:
             factor, info = torch.linalg.cholesky_ex(matrix)
             if info:
                 return FAILED, np.zeros_like(theta)
-            value, slope = function(factor, matrix, noise, self.y)
+            value, slope = function(factor, matrix, self.y)
         leaves = x.detach().requires_grad_(), w.detach().requires_grad_()
         by_blocks = (slope + slope.mT).view(n, n_labels, n, n_labels)
         for columns in self._strips:  # of the symmetric matrix only what is on and below the diagonal
@@ -455,7 +455,7 @@ def _descend(problem: _Problem, function: Callable, max_steps: int, history: lis
     return found.x
 
 
-def leave_one_out(factor: Tensor, matrix: Tensor, noise: float, y: Tensor) -> tuple[Tensor, Tensor]:
+def leave_one_out(factor: Tensor, matrix: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The logarithm of the mean square of residuals (n, L), and its derivative by the matrix."""
     n, n_labels = y.shape
     inverse = torch.cholesky_inverse(factor)
@@ -471,10 +471,9 @@ def leave_one_out(factor: Tensor, matrix: Tensor, noise: float, y: Tensor) -> tu
     return value.log(), slope / value
 
 
-def held_out(factor: Tensor, matrix: Tensor, noise: float, y: Tensor) -> tuple[Tensor, Tensor]:
+def held_out(factor: Tensor, matrix: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The logarithm of the mean square error on the second half of geometries, trained on the first."""
     half = y[: len(y) // 2].numel()
-    k = matrix[:half, :half]
     inner = factor[:half, :half]  # of the leading block
     cross = matrix[half:, :half]
     alpha = torch.cholesky_solve(y.flatten()[:half, None], inner)[:, 0]
@@ -484,11 +483,11 @@ def held_out(factor: Tensor, matrix: Tensor, noise: float, y: Tensor) -> tuple[T
     slope = torch.zeros_like(matrix)
     slope[half:, :half] = torch.outer(v, alpha)
     back = torch.cholesky_solve((cross.mT @ v)[:, None], inner)[:, 0]
-    slope[: len(k), : len(k)] = -torch.outer(back, alpha)
+    slope[:half, :half] = -torch.outer(back, alpha)
     return value.log(), slope
 
 
-def likelihood(factor: Tensor, matrix: Tensor, noise: float, y: Tensor) -> tuple[Tensor, Tensor]:
+def likelihood(factor: Tensor, matrix: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The negative logarithm of the marginal likelihood for each label, with the best amplitude."""
     flat = y.flatten()
     inverse = torch.cholesky_inverse(factor)

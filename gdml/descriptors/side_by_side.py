@@ -9,15 +9,14 @@ from torch import Tensor
 
 from ..errors import DataError, FitError
 from ..symmetry import Action, PermutationGroup
-from .base import Descriptor
-from .concatenated import joined_action
+from .concatenated import Concatenated
 from .distances import OfInverseDistances
 from .inverse_distances import InverseDistances, PairDescriptor, PairFeatures, PowerDescriptor
 from .periodic import PeriodicFeatures
 
 
 @dataclass(frozen=True)
-class SideBySide(Descriptor):
+class SideBySide(Concatenated):
     """Descriptors of pairs in a row, each times a weight.
 
     Two powers of the same distances tell more than any one: a steep one resolves
@@ -80,25 +79,6 @@ class SideBySide(Descriptor):
             raise DataError(f"the {len(positions)} geometries are all the same; weights need some that differ")
         return cls(parts, [v**-0.5 for v in variances])
 
-    @property
-    def n_atoms(self) -> int:
-        return self.parts[0].n_atoms
-
-    @property
-    def pbc(self) -> tuple[bool, bool, bool]:
-        """Directions in which geometries repeat."""
-        return self.parts[0].pbc
-
-    @property
-    def cell(self) -> tuple[tuple[float, ...], ...]:
-        """The cell of periodic parts, Å."""
-        return self.parts[0].cell
-
-    @property
-    def size(self) -> int:
-        """Length D of a descriptor."""
-        return sum(part.size for part in self.parts)
-
     def evaluate(self, positions: Tensor, **options) -> PeriodicFeatures:
         """Descriptors and Jacobians at positions (M, N, 3), Å.
 
@@ -127,15 +107,9 @@ class SideBySide(Descriptor):
         strain_slopes = joined("strain_slopes") if options.get("strain") else None
         return PeriodicFeatures(joined("x"), joined("slopes"), first, second, self.n_atoms, strain_slopes)
 
-    def action(self, group: PermutationGroup) -> Action:
-        """How a group permutes the descriptor: x(R[s]) = x(R)[..., action.rows()[s]]."""
-        return joined_action(self.parts, group)
-
-    def bound(
-        self, numbers: np.ndarray, positions: np.ndarray, pbc: tuple[bool, ...], cell: np.ndarray | None = None
-    ) -> "SideBySide":
-        """The descriptor, if it is for these atoms."""
-        return replace(self, parts=[part.bound(numbers, positions, pbc, cell) for part in self.parts])
+    def summed_over(self, group: PermutationGroup) -> Action:
+        """What the kernel is summed over: the whole group, as for each of the parts."""
+        return self.action(group)
 
     def explain(self, entry: int, value: float) -> tuple[int, int, float]:
         """What an entry of the descriptor means: its two atoms, and their distance in Å."""
@@ -150,10 +124,6 @@ class SideBySide(Descriptor):
         ends = np.cumsum([part.size for part in self.parts])[:-1]
         parts = zip(self.parts, self.weights, np.split(x, ends, axis=-1), strict=True)
         return np.concatenate([part.distances(values / weight) for part, weight, values in parts], -1)
-
-    def recipe(self) -> dict[str, object]:
-        """What a model file needs to make this descriptor again, besides the number of atoms."""
-        return {"name": self.name, "parts": [p.recipe() for p in self.parts], "weights": list(self.weights)}
 
 
 def _same_distances(part: PairDescriptor, other: PairDescriptor) -> bool:
