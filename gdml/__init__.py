@@ -18,6 +18,7 @@ from ._version import __version__
 _HOME = {
     "AutogradDescriptor": "descriptors",
     "Concatenated": "descriptors",
+    "Baseline": "baselines",
     "CrystalGroup": "symmetry",
     "Dataset": "dataset",
     "ExponentialDistances": "descriptors",
@@ -48,8 +49,10 @@ _HOME = {
     "phonons": "lattice_dynamics",
     "read": "dataset",
     "relax": "minima",
+    "select": "pool",
     "symmetrised_reference": "symmetry",
     "vibrations": "minima",
+    "with_uncertainty": "uncertainty",
 }
 
 __all__ = ["__version__", *_HOME]

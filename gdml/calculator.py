@@ -20,6 +20,9 @@ class GDMLCalculator(Calculator):
     force_field : ForceField or path
     device, dtype, backend : optional
         Where and how it is evaluated; see `ForceField.to`.
+    uncertainty : bool
+        Whether `results` also get ``energy_uncertainty`` (eV) and ``forces_uncertainty`` (eV/Å, (N, 3)):
+        standard deviations, see `ForceField.uncertainty`.
     warn_outside : bool
         Whether to warn, once, when a geometry leaves the region of the training
         data (see `ForceField.outside`).
@@ -33,6 +36,8 @@ class GDMLCalculator(Calculator):
     ------
     DeviceError
         For a device, precision or backend that is not there.
+    FitError
+        If there is no uncertainty.
     ModelMismatchError
         On calculation, for atoms of another composition or order.
 
@@ -50,13 +55,15 @@ class GDMLCalculator(Calculator):
         device: str | None = None,
         dtype: str | None = None,
         backend: str | None = None,
+        uncertainty: bool = False,
         warn_outside: bool = True,
         **kwargs,
     ):
         super().__init__(**kwargs)
         force_field = force_field if isinstance(force_field, ForceField) else load(force_field)
         self.force_field = force_field.to(device, dtype, backend)
-        self.warn_outside = warn_outside
+        self.force_field.check_uncertainty(uncertainty)
+        self.uncertainty, self.warn_outside = uncertainty, warn_outside
         self.n_outside = 0
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
@@ -79,6 +86,9 @@ class GDMLCalculator(Calculator):
         self.results = {"energy": energy, "free_energy": energy, "forces": forces}
         if wanted:
             self.results["stress"] = stress
+        if self.uncertainty:
+            deviations = self.force_field.uncertainty(positions, cell)
+            self.results |= {"energy_uncertainty": deviations.energy, "forces_uncertainty": deviations.forces}
         if excess:
             self.n_outside += 1
             if self.warn_outside and self.n_outside == 1:

@@ -19,7 +19,7 @@ import torch
 from . import plots
 from ._version import __version__
 from .cli_dynamics import add_ipi, add_md, add_pimd
-from .cli_options import add_hardware, natural
+from .cli_options import add_hardware, baseline_cache, natural
 from .data import ethanol
 from .dataset import Dataset, read, read_structure
 from .descriptors import BY_NAME
@@ -103,6 +103,8 @@ def _train(options: argparse.Namespace) -> None:
         "neighbours": options.neighbours,
         "rtol": options.rtol,
         "use_stress": options.use_stress,
+        "baseline": options.baseline,
+        "baseline_cache": baseline_cache(options.data, options.baseline),
         "progress": is_first() and not options.quiet,
         "backend": options.backend,
         "device": options.device,
@@ -119,6 +121,7 @@ def _train(options: argparse.Namespace) -> None:
         _judge(force_field, training, validation, options.plot)
     if options.learning_curve:
         chosen = {"length_scale": force_field.length_scale, "noise": force_field.details["noise"]}
+        chosen |= {"baseline": force_field.baseline}
         settings |= chosen | {"symmetry": force_field.group, "descriptor": force_field.descriptor, "progress": False}
         _learning_curve(training, validation, settings, options.learning_curve)
 
@@ -174,7 +177,8 @@ def test(options: argparse.Namespace) -> None:
     force_field = load(options.model, device=options.device, dtype=options.dtype, backend=options.backend)
     dataset = _read(options.data, options)
     force_field.check_atoms(dataset.numbers)
-    prediction = predict(force_field, dataset)
+    cache = baseline_cache(options.data, force_field.baseline)
+    prediction = predict(force_field, dataset, cache=cache, progress=not options.json)
     metrics = compare(prediction, dataset, force_field.energies_are_relative)
     print(json.dumps(metrics.to_dict()) if options.json else metrics)
     if not options.json:
@@ -238,7 +242,7 @@ def _describe(force_field: ForceField) -> str:
     return (
         f"{force_field.formula}, {len(force_field.y)} training geometries, symmetry "
         f"{force_field.group.summary}, {force_field.descriptor.name}, {force_field.kernel.name} with length scale "
-        f"{force_field.length_scale:.4g}"
+        f"{force_field.length_scale:.4g}" + (f", baseline {force_field.baseline}" if force_field.baseline else "")
     )
 
 
@@ -318,6 +322,8 @@ def _add_train(commands, data) -> None:
     parser.add_argument("--noise", type=_auto_or_float, default="auto", metavar="X", help="1e-10 by default")
     parser.add_argument("--descriptor", default="auto", help=f"auto (default), {', '.join(sorted(BY_NAME))}")
     parser.add_argument("--kernel", default="matern52", help=f"{', '.join(KERNELS)}; matern52 by default")
+    help_text = "learn the difference to it: gfn2-xtb, gfn1-xtb, d4(method=pbe), zbl, ..., or a sum with +"
+    parser.add_argument("--baseline", metavar="NAME", help=help_text)
     parser.add_argument("--reference", type=Path, metavar="FILE", help="of a crystal: its ideal structure")
     help_text = "how far atoms of the reference may be off symmetric places, Å"
     parser.add_argument("--symprec", type=_auto_or_float, default="auto", metavar="X", help=help_text)

@@ -1,7 +1,11 @@
 """Arguments, and types of them, that several commands share."""
 
 import argparse
+import os
+import re
+from pathlib import Path
 
+from .baselines import as_baseline
 from .contractions import BACKENDS
 from .hardware import PRECISIONS
 
@@ -20,3 +24,11 @@ def add_hardware(parser: argparse.ArgumentParser, several: bool = False) -> None
     parser.add_argument("--device", metavar="NAME", help=f"cpu (default), cuda, cuda:1, ...{more}")
     parser.add_argument("--dtype", choices=tuple(PRECISIONS), help="of the sums of predictions (float64)")
     parser.add_argument("--backend", choices=("auto", *BACKENDS), default="auto", help="how they are computed (auto)")
+
+
+def baseline_cache(data: Path, baseline: object) -> Path | None:
+    """Where labels of a baseline are kept: beside the data, if one can write there."""
+    if baseline is None or not os.access(data.parent, os.W_OK):
+        return None
+    name = re.sub(r"[^a-z0-9]+", "-", str(as_baseline(baseline)).lower()).strip("-")
+    return data.with_name(f"{data.name.split('.')[0]}.{name}.npz")

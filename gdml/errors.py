@@ -37,6 +37,12 @@ class ModelMismatchError(GDMLError, ValueError):
     exit_code = 3
 
 
+class BaselineError(GDMLError, RuntimeError):
+    """A baseline that is unknown, fails on a geometry, or is not the one of the training."""
+
+    exit_code = 3
+
+
 class FitError(GDMLError, RuntimeError):
     """A training system that cannot be solved."""
 
@@ -98,6 +104,10 @@ class DataWarning(GDMLWarning):
 
 class EnergyWarning(GDMLWarning):
     """Energies that do not agree with the integrated forces."""
+
+
+class BaselineWarning(GDMLWarning):
+    """A baseline that does not help."""
 
 
 class CheckpointWarning(GDMLWarning):

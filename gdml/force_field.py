@@ -15,6 +15,7 @@ from ase.formula import Formula
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from .baselines import Baseline
 from .contractions import Contraction, check_backend, contraction
 from .descriptors import Descriptor, Features, InverseDistances, ManyBody, PowerSpectrum
 from .errors import DataError, FitError, ModelMismatchError
@@ -22,6 +23,7 @@ from .geometry import pair_distances, pair_indices
 from .hardware import check_devices, check_precision, in_tiles, memory_explained, parts
 from .kernels import RadialKernel
 from .npz import write_archive
+from .posterior import Posterior, Uncertainty
 from .region import Excess, Region, is_of_pairs, over_group, ranges_by_element, watched
 from .sgdml_models import to_sgdml
 from .symmetry import Action, CrystalGroup, Environments, PermutationGroup
@@ -29,6 +31,7 @@ from .symmetry import Action, CrystalGroup, Environments, PermutationGroup
 FORMAT = "gdml-force-field"
 SCHEMA = 1
 MAX_FRAMES = 4096  # geometries whose descriptors are held at a time
+STEP = 5e-3  # Å, by which the atom that moves most does, for differences of a baseline's forces
 
 
 class Prediction(NamedTuple):
@@ -82,6 +85,10 @@ class ForceField:
         The region of the training data (`gdml.region.ranges_of`), where references do not tell it.
     reference_numbers : (N',) int array or None
         The atoms of the training geometries, where these are others (`for_atoms`).
+    baseline : Baseline or None
+        What is added to all that is predicted.
+    posterior : Posterior or None
+        Variances of what is predicted (`gdml.with_uncertainty`).
     devices : tuple of str
         Where it is evaluated; batches are shared out to them. These last three are no
         part of a model file: see `to`.
@@ -102,6 +109,8 @@ class ForceField:
     details: dict[str, Any] = field(default_factory=dict)
     ranges: np.ndarray | None = None
     reference_numbers: np.ndarray | None = None
+    baseline: Baseline | None = None
+    posterior: Posterior | None = None
     devices: tuple[str, ...] = ("cpu",)
     dtype: str = "float64"
     backend: str = "auto"
@@ -150,7 +159,7 @@ class ForceField:
         """The same force field for other atoms, where it is a sum over atoms (`ManyBody`, `PowerSpectrum`).
 
         Its region are then the smallest distances of each pair of elements in training.
-        Energies are absolute for a multiple of the training composition, else relative.
+        Energies are absolute for a multiple of the training composition, else relative. Uncertainty is not known.
 
         Parameters
         ----------
@@ -192,6 +201,7 @@ class ForceField:
             details=self.details | {"energies": "absolute" if is_multiple else "relative"},
             ranges=ranges_by_element(self.ranges, self.numbers, numbers),
             reference_numbers=self.numbers if self.reference_numbers is None else self.reference_numbers,
+            posterior=None,
         )
 
     @property
@@ -283,11 +293,14 @@ class ForceField:
         DataError
             If the shape does not fit, a position is not finite, or two atoms
             coincide; for a cell or stress where nothing is periodic.
+        BaselineError, MissingExtraError
+            If the baseline fails, is not that of the training, or is not installed.
         """
         given = self._checked(positions, cell, stress)
         batch = given.reshape(-1, *given.shape[-2:])
         cell = None if cell is None else _array(cell)
-        energy, forces, pressure = (part.to(given.device) for part in self._shared_out(batch, cell, stress))
+        found = tuple(part.to(given.device) for part in self._shared_out(batch, cell, stress))
+        energy, forces, pressure = self._with_baseline(found, batch, cell, stress)
         if not bool((energy + forces.sum((1, 2))).isfinite().all()):
             raise DataError(self._name_wrong(batch, energy, forces))
         shape = given.shape[:-2]
@@ -298,6 +311,21 @@ class ForceField:
         if given.ndim == 2:
             return Prediction(float(energy), forces[0].numpy(), pressure)
         return Prediction(energy.numpy(), forces.numpy(), pressure)
+
+    def _with_baseline(
+        self, found: tuple[Tensor, ...], batch: Tensor, cell: np.ndarray | None, stress: bool
+    ) -> tuple[Tensor, ...]:
+        """Energies, forces and stress of a batch, with what the baseline adds."""
+        energy, forces, pressure = found
+        if self.baseline is None or not bool((energy + forces.sum((1, 2))).isfinite().all()):
+            return found
+        more = self._of_baseline(batch.cpu().numpy(), cell, stress)
+        added = energy + energy.new_tensor(more.energy), forces + forces.new_tensor(more.forces)
+        return *added, pressure + pressure.new_tensor(more.stress) if stress else pressure
+
+    def _of_baseline(self, positions: np.ndarray, cell: np.ndarray | None, stress: bool = False):
+        cell = self.cell if cell is None else cell
+        return self.baseline.evaluate(self.numbers, positions, cell, self.pbc or (False,) * 3, stress)
 
     def _shared_out(self, batch: Tensor, cell: np.ndarray | None, stress: bool) -> tuple[Tensor, Tensor, Tensor]:
         """The prediction for a batch by all devices, each with a part of it."""
@@ -359,7 +387,8 @@ class ForceField:
            \frac{\partial^2 E}{\partial R^2} v
            = J^T \frac{\partial^2 e}{\partial x^2} J v + \frac{\partial (J^T g)}{\partial R} v ,
 
-        with g = ∂e/∂x held fixed in the second term.
+        with g = ∂e/∂x held fixed in the second term. A baseline's part comes from differences
+        of its forces.
 
         Parameters
         ----------
@@ -392,7 +421,18 @@ class ForceField:
         products = straight.view_as(vectors) + self._bent(given[None], g, vectors, cell)
         if not bool(products.isfinite().all()):
             raise DataError(self._name_wrong(given[None], features.x.sum(1) * torch.nan, products[:1]))
-        return products.cpu().numpy()
+        products = products.cpu().numpy()
+        if self.baseline is not None:
+            products += self._baseline_products(given.cpu().numpy(), vectors.cpu().numpy(), cell)
+        return products
+
+    def _baseline_products(self, positions: np.ndarray, vectors: np.ndarray, cell: ArrayLike | None) -> np.ndarray:
+        """The part of products with the Hessian that is the baseline's, by central differences of its forces."""
+        size = np.abs(vectors).max((1, 2), keepdims=True)
+        steps = STEP / np.where(size > 0, size, 1.0)
+        ends = np.concatenate([positions - steps * vectors, positions + steps * vectors])
+        before, after = np.split(self._of_baseline(ends, None if cell is None else _array(cell)).forces, 2)
+        return (before - after) / (2 * steps)
 
     def _bent(self, positions: Tensor, g: Tensor, vectors: Tensor, cell: ArrayLike | None) -> Tensor:
         """The part of products with the Hessian that comes from the descriptor's second derivatives."""
@@ -411,11 +451,51 @@ class ForceField:
         """
         given = self._checked(positions, cell, stress)[None]
         features = self._features(given, cell, stress)
-        energy, forces, pressure = (part.cpu() for part in self._from_features(features, cell, stress))
+        found = tuple(part.cpu() for part in self._from_features(features, cell, stress))
+        energy, forces, pressure = self._with_baseline(found, given, None if cell is None else _array(cell), stress)
         if not bool((energy + forces.sum()).isfinite()):
             raise DataError(self._name_wrong(given, energy, forces))
         prediction = Prediction(float(energy), forces[0].numpy(), pressure[0].numpy() if stress else None)
         return prediction, self._region.excesses(self._watched(features, given, cell)[0])
+
+    def uncertainty(self, positions: ArrayLike, cell: ArrayLike | None = None) -> Uncertainty:
+        """Standard deviations of energies and forces, where `gdml.with_uncertainty` has provided for them.
+
+        Parameters
+        ----------
+        positions : (N, 3) or (M, N, 3) array, Å
+        cell : (3, 3) or (M, 3, 3) array, Å, optional
+
+        Returns
+        -------
+        Uncertainty
+
+        Raises
+        ------
+        FitError
+            If the force field has no variances.
+        DataError
+            As `predict`.
+        """
+        self.check_uncertainty()
+        given = self._checked(positions, cell, False)
+        cells = None if cell is None else _array(cell)
+        batch = given.reshape(-1, *given.shape[-2:]).cpu()
+        features = self.descriptor.evaluate(batch, **self._cells(cells))
+        energy, forces = (part.numpy() for part in self.posterior.deviations(features))
+        if given.ndim == 2:
+            return Uncertainty(float(energy[0]), forces.reshape(given.shape))
+        return Uncertainty(energy, forces.reshape(given.shape))
+
+    def check_uncertainty(self, wanted: bool = True) -> None:
+        """Raise if uncertainty is wanted, and not known.
+
+        Raises
+        ------
+        FitError
+        """
+        if wanted and self.posterior is None:
+            raise FitError("this force field knows no uncertainty; see gdml.with_uncertainty, gdml train --uncertainty")
 
     def precision_error(self, positions: ArrayLike, cell: ArrayLike | None = None) -> float:
         """Root mean square difference of the forces to those in double precision, eV/Å.
@@ -426,7 +506,8 @@ class ForceField:
             Geometries like those to be predicted; a few are enough.
         cell : (3, 3) or (M, 3, 3) array, Å, optional
         """
-        both = (one.predict(positions, cell).forces for one in (self, self.to(dtype="float64")))
+        alone = replace(self, baseline=None)
+        both = (one.predict(positions, cell).forces for one in (alone, alone.to(dtype="float64")))
         single, double = (torch.as_tensor(forces) for forces in both)
         return float((single - double).square().mean().sqrt())
 
@@ -566,6 +647,10 @@ class ForceField:
             "kernel": self.kernel.recipe(),
             "details": self.details,
         }
+        if self.baseline is not None:
+            recipe["baseline"] = self.baseline.recipe()
+        if self.posterior is not None:
+            recipe["posterior"] = self.posterior.recipe()
         fields = {
             "format": FORMAT,
             "schema": SCHEMA,
@@ -579,10 +664,14 @@ class ForceField:
             "offset": self.offset,
         }
         optional = {"energy_coefficients": self.c, "ranges": self.ranges, "reference_numbers": self.reference_numbers}
+        if self.posterior is not None:
+            optional |= {f"posterior_{name}": getattr(self.posterior, name).cpu() for name in ("y", "c", "duals")}
         fields |= {name: value for name, value in optional.items() if value is not None}
         return {name: np.asarray(value) for name, value in fields.items()}
 
     def _sgdml_fields(self) -> dict[str, np.ndarray]:
+        if self.baseline is not None:
+            raise ModelMismatchError(f"the sGDML package knows no baseline, and this force field has {self.baseline}")
         if self.kernel.name != "matern52" or self.descriptor != InverseDistances(len(self.numbers)):
             raise ModelMismatchError(
                 "the sGDML package knows the Matérn-5/2 kernel and inverse distances with power 1 only, this force "

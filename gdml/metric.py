@@ -48,9 +48,8 @@ from .errors import DataError, FitError
 from .geometry import median_distances, pair_indices
 from .hyperparameters import Chosen
 from .kernels import RadialKernel
-from .metrics import evaluate
 from .operators import Labels
-from .plan import Plan, choose_by_grid, labels_of, make_plan, most_searched, searched, solve_plan, symmetry_of
+from .plan import Plan, choose_by_grid, error_of, for_more, judges, labels_of, make_plan, searched, symmetry_of
 from .processes import Shares, Team
 from .progress import progress_bar
 from .selection import hold_out
@@ -61,7 +60,6 @@ MAX_UNKNOWNS = 1500  # of the matrices that gradients are taken through
 STRIP = 1024 * 1024  # numbers in the differences of descriptors that are treated together
 MAX_OPERATIONS = 6e10  # of one gradient; a second or a few
 MIN_FRAMES, MAX_STEPS = 20, 30
-MAX_JUDGING, MAX_JUDGED = 6e11, 12_000  # operations and unknowns of the trainings that judge
 MIN_USED = 8  # geometries that gradients are taken with; where fewer can be afforded, nothing is learned
 SETTLED = 3e-4  # change of the objective, a logarithm, at which the descent ends
 FARTHEST = 4  # bonds apart, beyond which all pairs of two elements are of a kind
@@ -92,6 +90,8 @@ class Metric:
         Of the distances.
     history : list of float
         The logarithm of the objective after each step.
+    n_judged : int
+        Geometries of the trainings whose error the choice has.
     """
 
     start: Descriptor
@@ -101,6 +101,7 @@ class Metric:
     weights: dict[str, float]
     powers: list[float]
     history: list[float] = field(default_factory=list)
+    n_judged: int = 0
 
     @property
     def is_learned(self) -> bool:
@@ -140,7 +141,8 @@ def learn_metric(
 
     Starts from the length scale that the grid of `gdml.fit` finds, and follows the
     gradient of the objective (L-BFGS) on as many geometries as give 1500 unknowns. A fifth of
-    the dataset judges at the end: what is not better there than the grid's choice is dropped.
+    the dataset judges at the end: what is not better there than the grid's choice is dropped. The
+    length scale is then made to fit the number of all geometries (`gdml.plan.for_more`).
 
     Parameters
     ----------
@@ -179,7 +181,7 @@ def learn_metric(
         raise FitError(f"metrics are learned for inverse distances and ManyBody, not for {descriptor}")
     group = symmetry_of(dataset, symmetry, None, "auto")
     plan = make_plan(dataset, group, descriptor, kernel, noise, False, False, "auto", torch.device("cpu"))
-    return learn(plan, *hold_out(dataset), objective, max_steps, powers, progress)
+    return learn(plan, *hold_out(dataset), objective, max_steps, powers, progress, len(dataset))
 
 
 def can_learn(plan: Plan, dataset: Dataset) -> bool:
@@ -207,10 +209,12 @@ def learn(
     max_steps: int = MAX_STEPS,
     powers: Sequence[float] = POWERS,
     progress: bool = False,
+    n_all: int | None = None,
 ) -> Metric:
-    """As `learn_metric`, for geometries that are split already."""
+    """As `learn_metric`, for geometries that are split already, and so many in the end."""
     if objective not in OBJECTIVES:
         raise FitError(f"the objective is one of {', '.join(OBJECTIVES)}, not {objective!r}")
+    n_all = n_all or len(training)
     grid = choose_by_grid(plan, training, validation, progress)
     few = training[training.sample(min(len(training), max(4, _most_used(plan))))]
     powers = () if isinstance(plan.descriptor, ManyBody) else tuple(powers)
@@ -222,29 +226,17 @@ def learn(
     found = Chosen(1.0, None, float(np.exp(theta[-1])), problem.descriptor_at(theta))
     # What is better with the few geometries of the search need not be so with many.
     judging = judges(plan, training)
-    error = _error(plan.with_descriptor(found.descriptor), judging, validation, found)
+    error = error_of(plan.with_descriptor(found.descriptor), judging, validation, found)
     if len(judging) > len(searched(plan, training)):
-        grid = grid._replace(error=_error(plan, judging, validation, grid))
+        grid = grid._replace(error=error_of(plan, judging, validation, grid))
     errors = {"grid": grid.error, "learned": error}
     if not error < grid.error:
-        return Metric(plan.descriptor, plan.kernel, grid, errors, {}, [], history)
+        grid, n_judged = for_more(plan, training, validation, grid, len(searched(plan, training)), n_all)
+        return Metric(plan.descriptor, plan.kernel, grid, errors, {}, [], history, n_judged)
     weights = dict(zip(problem.names, np.exp(theta - problem.start).tolist()))
-    return Metric(
-        plan.descriptor, plan.kernel, found._replace(error=error), errors, weights, problem.powers_at(theta), history
-    )
-
-
-def judges(plan: Plan, training: Dataset) -> Dataset:
-    """So many of the geometries that two trainings with them, by which the metric is judged, take half a minute."""
-    most = max(most_searched(plan), most_searched(plan, MAX_JUDGING, MAX_JUDGED))
-    return training[training.sample(most)] if len(training) > most else training
-
-
-def _error(plan: Plan, training: Dataset, validation: Dataset, chosen: Chosen) -> float:
-    try:
-        return evaluate(solve_plan(plan, training, chosen, judged_by_forces=True), validation).forces_rmse
-    except FitError:
-        return float("inf")
+    learned = plan.with_descriptor(found.descriptor)
+    found, n_judged = for_more(learned, training, validation, found._replace(error=error), len(few), n_all)
+    return Metric(plan.descriptor, plan.kernel, found, errors, weights, problem.powers_at(theta), history, n_judged)
 
 
 class _Kinds(NamedTuple):

@@ -1,6 +1,7 @@
 """How well a force field predicts held-out geometries."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from ase import units
@@ -62,8 +63,19 @@ def evaluate(force_field: ForceField, dataset: Dataset) -> Metrics:
     return compare(predict(force_field, dataset), dataset, force_field.energies_are_relative)
 
 
-def predict(force_field: ForceField, dataset: Dataset) -> Prediction:
+def predict(
+    force_field: ForceField, dataset: Dataset, *, cache: str | Path | None = None, progress: bool = False
+) -> Prediction:
     """The prediction for all geometries of a dataset, with stress if that has some.
+
+    Parameters
+    ----------
+    force_field : ForceField
+    dataset : Dataset
+    cache : path, optional
+        A file of labels of the baseline, as of `gdml.fit`.
+    progress : bool
+        Whether to show how far the baseline is.
 
     Raises
     ------
@@ -73,7 +85,13 @@ def predict(force_field: ForceField, dataset: Dataset) -> Prediction:
     force_field.check_atoms(dataset.numbers)
     if (force_field.pbc or (False,) * 3) != dataset.pbc:
         raise ModelMismatchError(f"the force field is for pbc={force_field.pbc}, the geometries have {dataset.pbc}")
-    return force_field.predict(dataset.positions, dataset.periodic_cell, stress=dataset.has_stress)
+    baseline = force_field.baseline
+    stress = dataset.has_stress and (baseline is None or baseline.has_stress)
+    alone = replace(force_field, baseline=None).predict(dataset.positions, dataset.periodic_cell, stress=stress)
+    if baseline is None:
+        return alone
+    more = baseline.labels(dataset, stress=stress, cache=cache, progress=progress)
+    return Prediction(*(part if part is None else part + extra for part, extra in zip(alone, more)))
 
 
 def compare(prediction: Prediction, dataset: Dataset, relative: bool = False) -> Metrics:

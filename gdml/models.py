@@ -2,16 +2,19 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from .baselines import Baseline, as_baseline
 from .descriptors import AutogradDescriptor, Concatenated, Descriptor, InverseDistances, from_recipe
-from .errors import DataError, FitError, FormatError, SymmetryError
+from .errors import BaselineError, DataError, FitError, FormatError, SymmetryError
 from .force_field import FORMAT, SCHEMA, ForceField
 from .kernels import FunctionKernel, KernelSum, RadialKernel, kernel_by_name, kernel_from_recipe
 from .npz import Archive, read_archive
+from .posterior import Posterior
 from .sgdml_models import from_sgdml, is_sgdml_model
 from .symmetry import CrystalGroup, PermutationGroup
 
@@ -24,6 +27,7 @@ def load(
     backend: str | None = None,
     descriptor: Descriptor | None = None,
     kernel: RadialKernel | None = None,
+    baseline: object = None,
 ) -> ForceField:
     """Read a force field: a file of this package, or of any version of the sGDML package.
 
@@ -36,6 +40,8 @@ def load(
         That it was trained with, if a function was given: files hold no code.
     kernel : FunctionKernel, or a sum with one, optional
         Likewise.
+    baseline : ASE calculator, or what else `gdml.fit` takes, optional
+        Likewise, if it was a calculator and not a name; checked against forces from the training.
 
     Returns
     -------
@@ -50,18 +56,27 @@ def load(
     FormatError
         If it is another kind of file, cut short, or of a later version; or if a function
         is needed and not given, or is not the one of the training.
+    BaselineError, MissingExtraError
+        If the given baseline is not that of the training. One with a name is only checked when
+        it is first needed.
     """
-    force_field = _read(Path(path), descriptor, kernel)
+    force_field = _read(Path(path), descriptor, kernel, as_baseline(baseline))
+    if baseline is not None:
+        force_field.baseline.check()
     if device is dtype is backend is None:
         return force_field
     return force_field.to(device, dtype, backend)
 
 
-def _read(path: Path, descriptor: Descriptor | None, kernel: RadialKernel | None) -> ForceField:
+def _read(
+    path: Path, descriptor: Descriptor | None, kernel: RadialKernel | None, baseline: Baseline | None
+) -> ForceField:
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file")
     archive = read_archive(path)
     if is_sgdml_model(archive):
+        if baseline is not None:
+            raise BaselineError(f"{path}: a model of the sGDML package has no baseline, and {baseline} was given")
         return _from_sgdml(archive)
     if archive.text("format") != FORMAT:
         known = ", ".join(sorted(archive)[:8])
@@ -69,7 +84,8 @@ def _read(path: Path, descriptor: Descriptor | None, kernel: RadialKernel | None
     if archive.text("schema") != str(SCHEMA):
         raise FormatError(f"{path}: written by a later version (schema {archive['schema']}); update gdml")
     try:
-        return _checked(_from_fields(archive, descriptor, kernel), archive)
+        force_field = _checked(_from_fields(archive, descriptor, kernel), archive)
+        return replace(force_field, baseline=_baseline(archive, baseline), posterior=_posterior(force_field, archive))
     except (KeyError, ValueError, TypeError) as error:
         if isinstance(error, FormatError):
             raise
@@ -103,6 +119,21 @@ def _from_fields(archive: Archive, descriptor: Descriptor | None, kernel: Radial
         ranges=archive.get("ranges"),
         reference_numbers=archive.get("reference_numbers"),
     )
+
+
+def _baseline(archive: Archive, given: Baseline | None) -> Baseline | None:
+    recipe = json.loads(archive.text("recipe")).get("baseline")
+    if recipe is None and given is not None:
+        raise BaselineError(f"{archive.path}: this force field was trained without a baseline, and {given} was given")
+    return None if recipe is None else Baseline.from_recipe(recipe, given)
+
+
+def _posterior(force_field: ForceField, archive: Archive) -> Posterior | None:
+    recipe = json.loads(archive.text("recipe")).get("posterior")
+    if recipe is None:
+        return None
+    arrays = (torch.tensor(archive[f"posterior_{name}"]) for name in ("y", "c", "duals"))
+    return Posterior(force_field.kernel, force_field._action, *arrays, **recipe)
 
 
 def _descriptor(recipe: dict, numbers: np.ndarray, given: Descriptor | None) -> Descriptor:

@@ -21,6 +21,7 @@ from .errors import DataError, FitError, SymmetryError
 from .force_field import MAX_FRAMES, ForceField
 from .hyperparameters import Chosen
 from .kernels import RadialKernel, kernel_by_name
+from .metrics import evaluate
 from .operators import Labels, TrainingOperator
 from .processes import Shares, Team
 from .progress import progress_bar
@@ -33,6 +34,10 @@ from .symmetry import Action, Environments, PermutationGroup, crystal_group, mol
 MAX_SEARCH_UNKNOWNS = 6000
 # and operations, of which a core does some 10^11 in a second; but no fewer geometries than this.
 MAX_SEARCH_OPERATIONS, MIN_SEARCHED = 1.5e11, 4
+# Trainings that settle what was found with few geometries may take this many, half a minute in all.
+MAX_JUDGED, MAX_JUDGING = 12_000, 6e11
+MANY = 1.5  # times as many geometries make a difference
+STEEPEST = -0.75  # power of the number of geometries that the best length scale falls with, at most
 # Of periodic systems' inverse distances, side by side: the best of those tried on four crystals.
 PERIODIC_POWERS = (1.0, 3.0)
 
@@ -149,6 +154,60 @@ def choose_by_grid(plan: Plan, training: Dataset, validation: Dataset, progress:
 
     with progress_bar("length scale", progress) as bar:
         return choose(train, validation, spread_of(plan, labels.features.x), plan.noises, progress=bar)
+
+
+def judges(plan: Plan, training: Dataset) -> Dataset:
+    """So many of the geometries that a few trainings with them take half a minute."""
+    most = max(most_searched(plan), most_searched(plan, MAX_JUDGING, MAX_JUDGED))
+    return training[training.sample(most)] if len(training) > most else training
+
+
+def error_of(plan: Plan, training: Dataset, validation: Dataset, chosen: Chosen) -> float:
+    """The error (RMSE) of forces of held-out geometries, eV/Å; infinite where the matrix is singular."""
+    try:
+        return evaluate(solve_plan(plan, training, chosen, judged_by_forces=True), validation).forces_rmse
+    except FitError:
+        return math.inf
+
+
+def for_more(
+    plan: Plan, training: Dataset, validation: Dataset, chosen: Chosen, n_before: int, n_all: int
+) -> tuple[Chosen, int]:
+    """The length scale for more geometries than it was chosen with, and with how many its error was found.
+
+    The more geometries, the shorter the best length scale. It is sought with as many as can be
+    afforded, by halves and then a step of √2; and where all are many more, continued by the
+    power of the number of geometries that it fell with so far.
+
+    Parameters
+    ----------
+    plan : Plan
+    training, validation : Dataset
+    chosen : Chosen
+    n_before : int
+        Geometries that it was chosen with.
+    n_all : int
+        Geometries that it is for.
+    """
+    judging = judges(plan, training)
+    if len(judging) < MANY * n_before:
+        return chosen, n_before
+    errors = {1.0: math.inf}
+
+    def judge(factor: float) -> float:
+        errors[factor] = error_of(plan, judging, validation, chosen._replace(length_scale=factor * chosen.length_scale))
+        return errors[factor]
+
+    best = 1.0
+    judge(best)
+    while judge(0.5 * best) < errors[best]:
+        best *= 0.5
+    judge(best / math.sqrt(2.0))
+    best = min(errors, key=errors.get)
+    power = max(STEEPEST, math.log(best) / math.log(len(judging) / n_before))
+    further = (n_all / len(judging)) ** power if n_all > MANY * len(judging) else 1.0
+    found = chosen._replace(length_scale=further * best * chosen.length_scale, error=errors[best])
+    return found, len(judging)
 
 
 def spread_of(plan: Plan, x: torch.Tensor) -> float:

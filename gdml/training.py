@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import asdict, replace
+import warnings
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from ase import Atoms
 from numpy.typing import ArrayLike
 
+from .baselines import Baseline, as_baseline
 from .checkpoints import Journal
 from .checks import check_duplicates, check_labels, check_validation
 from .contractions import check_backend
@@ -17,18 +19,19 @@ from .cost import Problem
 from .dataset import Dataset, read
 from .descriptors import Descriptor
 from .energies import compare_units
-from .errors import DataError, FitError
+from .errors import BaselineWarning, DataError, FitError
 from .force_field import ForceField
 from .hardware import check_device, check_precision
 from .hyperparameters import Chosen
 from .kernels import RadialKernel
-from .metric import can_learn, judges, learn
+from .metric import can_learn, learn
 from .plan import (
     MIN_SEARCHED,
     Plan,
     choose_by_grid,
     descriptors_of,
     features_of,
+    for_more,
     make_plan,
     most_searched,
     number_of,
@@ -38,7 +41,7 @@ from .plan import (
     symmetry_of,
 )
 from .processes import Shares, Team, own_device
-from .selection import GRID, hold_out
+from .selection import GRID, MIN_FRAMES, hold_out
 from .solution import ForceMonitor, Method
 from .symmetry import Environments, PermutationGroup
 
@@ -46,6 +49,8 @@ from .symmetry import Environments, PermutationGroup
 # not where there are fewer frames than can tell.
 MAX_CHECKED = 600
 MIN_CHECKED = 10
+# Unknowns of the trainings with and without a baseline that tell whether it helps.
+MAX_COMPARED = 2000
 
 
 def fit(
@@ -66,6 +71,8 @@ def fit(
     rank: int | str = "auto",
     neighbours: int | str = "auto",
     rtol: float | str = "auto",
+    baseline: object = None,
+    baseline_cache: str | Path | None = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
     backend: str = "auto",
@@ -134,6 +141,14 @@ def fit(
         ends. By default a twentieth of the force error on other geometries: on the
         `validation` set, looked at now and then, or as the choice of the length
         scale found it; 3e-4 where neither is there.
+    baseline : str, ASE calculator or sequence of these, optional
+        A cheap potential, or a sum of some. What is learned is the difference of the labels to it,
+        and predictions are sums; with fewer than some hundred geometries often by far the
+        best that one can do. By name: "gfn2-xtb", "gfn1-xtb" (for solids), "d3(method=pbe)",
+        "d4(method=pbe)", "zbl", "coulomb(K=1, Cl=-1)", "lj(epsilon=0.01, sigma=3.4)", also
+        as a sum with "+". Options in brackets are those of the calculator.
+    baseline_cache : path, optional
+        A file (.npz) of the baseline's labels: what is there is not computed again.
     checkpoint : path, optional
         A file (.npz) that keeps, every half a minute, what is needed to go on; to
         be deleted when the force field is saved.
@@ -159,6 +174,8 @@ def fit(
         For data that cannot be trained on; the message names the frames.
     SymmetryError
         For a group that does not fit the atoms.
+    BaselineError, MissingExtraError
+        For a baseline that is unknown, fails on a geometry (the message names them), or is not installed.
     DeviceError
         For a device, precision or backend that is not there.
     ProcessError
@@ -172,6 +189,8 @@ def fit(
 
     Warns
     -----
+    BaselineWarning
+        If forces of held-out geometries are predicted better without the baseline.
     CheckpointWarning
         If a checkpoint cannot be written, as on a full disk.
     EnergyWarning
@@ -185,23 +204,33 @@ def fit(
     if use_stress and not dataset.has_stress:
         raise DataError("use_stress needs stress labels, a cell, and geometries that are periodic in three directions")
     group = symmetry_of(dataset, symmetry, reference, symprec)
-    team = Team.current()
+    team, given = Team.current(), Given(dataset, validation)
+    baseline = as_baseline(baseline)
+    if baseline is not None:
+        dataset, validation = given.minus(baseline, baseline_cache, progress, team)
+        baseline = baseline.with_example(given.dataset)
+        if use_stress and not dataset.has_stress:
+            raise DataError(f"use_stress needs stress of the baseline, too, and {baseline} has none")
     plan = make_plan(dataset, group, descriptor, kernel, noise, use_energy, use_stress, backend, device)
     method = Method(solver, preconditioner, rank, neighbours, rtol)
     learns = (descriptor is None or descriptor == "auto") and length_scale == "auto" and can_learn(plan, dataset)
-    problem = _problem(plan, method, dataset, validation, length_scale) | {"metric": "learned" if learns else "given"}
+    problem = _problem(plan, method, given, length_scale) | {"metric": "learned" if learns else "given"}
+    problem["baseline"] = str(baseline)
     team.check_same(problem | {"backend": backend, "dtype": str(dtype), "device": device.type})
     method.check(_size_of(plan, dataset, team))
     x = descriptors_of(plan, dataset)
     team.agree(lambda: check_duplicates(dataset, x.cpu().numpy(), plan.action))
     journal = Journal.open(checkpoint, problem, resume, team)
-    team.agree(lambda: check_energies(dataset, plan))
+    team.agree(lambda: check_energies(given.dataset, plan))
     if length_scale != "auto":
         chosen = Chosen(number_of("length_scale", length_scale), None, plan.noises[0])
     elif journal.chosen:
         chosen = journal.chosen
     else:
         chosen = team.agree(lambda: _search(plan, dataset, validation, learns, progress))
+    errors = (
+        {} if baseline is None else team.agree(lambda: _compared(plan, given, Given(dataset, validation), baseline))
+    )
     journal.note_choice(chosen)
     if chosen.descriptor is not None:
         plan = plan.with_descriptor(chosen.descriptor)
@@ -212,7 +241,46 @@ def fit(
         forces = torch.tensor(validation.forces[part], device=plan.device)
         monitor = ForceMonitor(features_of(plan, validation)[part], forces)
     force_field = solve_plan(plan, dataset, chosen, progress, method, monitor, journal, team, x)
-    return force_field.to(dtype=dtype)
+    details = force_field.details | {"fingerprint": given.dataset.fingerprint} | errors
+    return replace(force_field, baseline=baseline, details=details).to(dtype=dtype)
+
+
+@dataclass(frozen=True)
+class Given:
+    """Geometries to train on, and those to judge by if there are some."""
+
+    dataset: Dataset
+    validation: Dataset | None
+
+    def minus(self, baseline: Baseline, cache: str | Path | None, progress: bool, team: Team) -> tuple:
+        """The same with the differences to a baseline, that the first process computes."""
+        team.check_same({"geometries": self.dataset.fingerprint})
+        parts = (self.dataset, self.validation)
+        return team.agree(lambda: tuple(p and baseline.difference(p, cache=cache, progress=progress) for p in parts))
+
+    def split(self) -> tuple[Dataset, Dataset]:
+        return hold_out(self.dataset) if self.validation is None else (self.dataset, self.validation)
+
+
+def _compared(plan: Plan, direct: Given, difference: Given, baseline: Baseline) -> dict[str, object]:
+    """Errors on held-out geometries with a baseline and without, both of small trainings."""
+    if difference.validation is None and len(difference.dataset) < MIN_FRAMES:
+        return {}
+    errors = {}
+    for name, given in {"without": direct, "with": difference}.items():
+        training, validation = given.split()
+        most = most_searched(plan, unknowns=MAX_COMPARED)
+        training = training[training.sample(most, strata=None)] if len(training) > most else training
+        errors[name] = choose_by_grid(plan, training, validation, False).error
+    if errors["with"] >= errors["without"]:
+        warnings.warn(
+            f"the baseline {baseline} does not help: with {len(training)} geometries, the force error (RMSE) on "
+            f"{len(validation)} others is {1e3 * errors['with']:.3g} meV/Å with it and {1e3 * errors['without']:.3g} "
+            "without; leave it out, or take another",
+            BaselineWarning,
+            stacklevel=4,
+        )
+    return {"baseline": str(baseline), "baseline_errors": errors | {"n_train": len(training)}}
 
 
 def _search(plan: Plan, dataset: Dataset, validation: Dataset | None, learns: bool, progress: bool) -> Chosen:
@@ -221,10 +289,12 @@ def _search(plan: Plan, dataset: Dataset, validation: Dataset | None, learns: bo
     if validation is None:
         training, validation = hold_out(dataset)
     if learns:
-        best, used = learn(plan, training, validation, progress=progress).chosen, judges(plan, training)
+        metric = learn(plan, training, validation, progress=progress, n_all=len(dataset))
+        best, n_used = metric.chosen, metric.n_judged
     else:
-        best, used = choose_by_grid(plan, training, validation, progress), searched(plan, training)
-    return best._replace(error=best.error * len(used) / len(dataset))
+        best, n_used = choose_by_grid(plan, training, validation, progress), len(searched(plan, training))
+        best, n_used = for_more(plan, training, validation, best, n_used, len(dataset))
+    return best._replace(error=best.error * n_used / len(dataset))
 
 
 def _identity(recipe: object) -> str:
@@ -258,8 +328,9 @@ def _size_of(plan: "Plan", dataset: Dataset, team: Team) -> Problem:
     )
 
 
-def _problem(plan, method, dataset, validation, length_scale) -> dict[str, str]:
+def _problem(plan, method, given, length_scale) -> dict[str, str]:
     """All that the outcome of a training depends on, for its checkpoint."""
+    dataset, validation = given.dataset, given.validation
     group = hashlib.sha256(plan.group.permutations.tobytes()).hexdigest()[:16]
     return {
         "geometries": dataset.fingerprint,

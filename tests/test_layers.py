@@ -45,6 +45,7 @@ LAYERS = [
         "contractions.local",
         "contractions",
     ],
+    ["baselines.pair_potentials", "baselines.catalogue", "baselines.labels", "baselines.baseline", "baselines"],
     ["linear"],
     ["operators"],
     [
@@ -68,6 +69,7 @@ LAYERS = [
     [
         "sgdml_models",
         "region",
+        "posterior",
         "force_field",
         "models",
         "metrics",
@@ -77,6 +79,8 @@ LAYERS = [
         "crystals",
         "solution",
         "plan",
+        "pool",
+        "uncertainty",
         "metric",
         "observations",
         "training",

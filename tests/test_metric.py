@@ -128,7 +128,7 @@ def test_picture(learned, tmp_path):
 
 
 def test_what_is_worse_is_dropped(frames, monkeypatch):
-    monkeypatch.setattr(metric, "_error", lambda *args: np.inf)
+    monkeypatch.setattr(metric, "error_of", lambda *args: np.inf)
     found = gdml.learn_metric(frames[:25], max_steps=1)
     assert not found.is_learned and not found.weights
     assert found.options["length_scale"] == found.chosen.length_scale != 1.0

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import gdml
-from gdml import memory
+from gdml import memory, plan
 from gdml.errors import DataWarning, EnergyWarning, MemoryBudgetError
 from gdml.geometry import internal_basis
 from gdml.hyperparameters import Chosen
@@ -276,3 +276,19 @@ def test_prediction_of_memory_is_right():
 
 def test_available_memory_is_plausible():
     assert 10**8 < memory.available_memory() < 10**14
+
+
+@pytest.mark.parametrize("n_all, expected", [(40, 5.0), (160, 5.0 * 4**-0.75)])
+def test_with_more_geometries_the_length_scale_is_shorter(frames, monkeypatch, n_all, expected):
+    """Halves while that is better, and beyond what can be judged by the power found, at most -3/4."""
+    monkeypatch.setattr(plan, "judges", lambda made, training: training[:40])
+    monkeypatch.setattr(plan, "error_of", lambda *arguments: 1 + abs(np.log(arguments[-1].length_scale / 5)))
+    chosen, n_judged = plan.for_more(None, frames[:80], frames[100:], Chosen(20.0, 1.0, 1e-10), 10, n_all)
+    assert chosen.length_scale == pytest.approx(expected)
+    assert (chosen.error, n_judged) == (1.0, 40)
+
+
+def test_as_many_geometries_as_before_leave_the_length_scale_alone(frames, monkeypatch):
+    monkeypatch.setattr(plan, "judges", lambda made, training: training[:40])
+    chosen = Chosen(20.0, 1.0, 1e-10)
+    assert plan.for_more(None, frames[:80], frames[100:], chosen, 30, 400) == (chosen, 30)

@@ -1,0 +1,180 @@
+r"""How sure a force field is: the posterior variance of its forces and energies.
+
+A kernel force field is the mean of a Gaussian process. With f some forces and energies of
+a geometry, p the labels of the training geometries, and K the kernel between them,
+
+.. math:: \operatorname{cov}(f) = s^2 \left[ K_{ff} - K_{fp} (K_{pp} + \lambda I)^{-1} K_{pf} \right] .
+
+The bracket knows the geometries alone; what the labels say enters by the scale s, which is
+such that nine tenths of the errors on held-out geometries are within 1.645 standard
+deviations; there is one for energies and one for forces. Energies are taken relative to their mean
+over the training geometries, since forces leave a constant open.
+
+Where there are many geometries, p are the labels of some, far apart from each other. Then it is the
+variance *given these alone*: before scaling, an upper bound of the posterior variance.
+
+Source: Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), sections 2.2 and 5.4.2.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .contractions import Contraction, contraction
+from .descriptors import Features
+from .errors import FitError, NotPositiveDefiniteError
+from .kernels import RadialKernel
+from .solvers import cholesky_factor
+from .symmetry import Action, Environments
+
+NORMAL_90 = 1.6449  # nine tenths of normal errors are within so many standard deviations
+MOST_UNKNOWNS = 1500  # labels that variances are taken from: their square is what one geometry costs
+
+
+class Uncertainty(NamedTuple):
+    """Standard deviations for one geometry or for M.
+
+    Attributes
+    ----------
+    energy : float or (M,) array, eV
+        Of the energy relative to the mean of the training geometries.
+    forces : (N, 3) or (M, N, 3) array, eV/Å
+        Of each component.
+    """
+
+    energy: float | np.ndarray
+    forces: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """Variances from the labels of some geometries.
+
+    Parameters
+    ----------
+    kernel : RadialKernel
+    action : Action or Environments
+    y : (k, D) tensor
+        Descriptors of the geometries.
+    c : (L,) tensor
+        1 for an energy, 0 for a slope, of the labels of each.
+    duals : (k, D, L) tensor
+        The labels' dual jets.
+    noise : float
+    is_exact : bool
+        Whether these are all geometries that the force field was trained on.
+    scale, energy_scale : float
+        s of forces, and of energies.
+    calibration : str
+        How that was found.
+    """
+
+    kernel: RadialKernel
+    action: Action | Environments
+    y: Tensor
+    c: Tensor
+    duals: Tensor
+    noise: float
+    is_exact: bool
+    scale: float = 1.0
+    energy_scale: float = 1.0
+    calibration: str = "none"
+
+    def recipe(self) -> dict[str, object]:
+        """What a file needs besides arrays."""
+        names = "noise", "is_exact", "scale", "energy_scale", "calibration"
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def size(self) -> int:
+        """Labels, with the mean energy as one more."""
+        return len(self.y) * len(self.c) + 1
+
+    @cached_property
+    def _jets(self) -> Contraction:
+        return contraction(self.kernel, self.y, self.action)
+
+    def _of_mean(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Covariance of the mean energy with energies and gradients at x (M, D)."""
+        c = self.y.new_full((len(self.y),), 1 / len(self.y))
+        return self._jets.apply(x, c, torch.zeros_like(self.y))
+
+    @cached_property
+    def matrix(self) -> Tensor:
+        """Covariance of the labels and of the mean energy, (kL + 1, kL + 1), without the noise."""
+        k, n_labels = len(self.y), len(self.c)
+        matrix = self.y.new_zeros(self.size, self.size)
+        blocks = matrix[:-1, :-1].unflatten(0, (k, n_labels)).unflatten(2, (k, n_labels))
+        for j in range(k):
+            rows = torch.arange(j, k, device=self.y.device)
+            pairs = self.y[j:], self.c, self.duals[j:], torch.full_like(rows, j)
+            right = self.duals[j].expand(len(rows), -1, -1)
+            blocks[j:, :, j] = self._jets.pairs(*pairs, self.c, right)
+            blocks[j, :, j + 1 :] = blocks[j + 1 :, :, j].permute(2, 0, 1)
+        e, g = self._of_mean(self.y)
+        matrix[-1, :-1] = (g[:, None] @ self.duals)[:, 0].add(e[:, None] * self.c).flatten()
+        matrix[:-1, -1] = matrix[-1, :-1]
+        matrix[-1, -1] = e.mean()
+        return matrix
+
+    @cached_property
+    def _whitening(self) -> Tensor:
+        """The inverse of the matrix's factor."""
+        try:
+            matrix = self.matrix.clone()
+            matrix.diagonal().add_(self.noise)
+            factor = cholesky_factor(matrix)
+        except NotPositiveDefiniteError as error:
+            raise FitError(f"no variances: {error}") from error
+        one = torch.eye(self.size, dtype=factor.dtype, device=factor.device)
+        return torch.linalg.solve_triangular(factor, one, upper=False)
+
+    def covariance(self, features: Features) -> Tensor:
+        """Covariance (1 + 3N, 1 + 3N) of one geometry's energy and slopes along its atoms' positions, unscaled."""
+        x, jacobian = features.x, features.jacobian()
+        own = contraction(self.kernel, x, self.action)
+        left = torch.cat([jacobian.new_zeros(1, jacobian.shape[1], 1), jacobian], 2)
+        c = left.new_zeros(left.shape[2])
+        c[0] = 1.0
+        zero = torch.zeros(len(self.y), dtype=torch.int64, device=x.device)
+        prior = own.pairs(x, c, left, zero[:1], c, left)[0]
+        cross = own.pairs(self.y, self.c, self.duals, zero, c, left.expand(len(zero), -1, -1)).flatten(0, 1)
+        e, g = self._of_mean(x)
+        mean = torch.cat([e, (g @ jacobian[0])[0]])
+        # The energy relative to the mean: that row is the difference of two.
+        prior[0] -= mean
+        prior[:, 0] = prior[0]
+        prior[0, 0] += self.matrix[-1, -1] - mean[0]
+        cross = torch.cat([cross, mean[None]])
+        cross[:, 0] -= self.matrix[-1]
+        half = self._whitening @ cross
+        return prior - half.mT @ half
+
+    def deviations(self, features: Features) -> tuple[Tensor, Tensor]:
+        """Standard deviations of energies (M,) and forces (M, 3N)."""
+        found = [self.covariance(features[k : k + 1]).diagonal() for k in range(len(features.x))]
+        deviations = torch.stack(found).clamp(min=0.0).sqrt()
+        return self.energy_scale * deviations[:, 0], self.scale * deviations[:, 1:]
+
+    def left_out(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Of each geometry, from all others: residuals of its labels (k, L) and their covariances (k, L, L).
+
+        With P the inverse of the matrix (without the mean energy, which is of all geometries) and
+        α = P y they are :math:`P_{ii}^{-1} \alpha_i` and :math:`P_{ii}^{-1}`.
+        """
+        k, n_labels = len(self.y), len(self.c)
+        half = self._whitening[:-1, :-1]  # the mean comes last, and so leaves the others' factor alone
+        inverse = half.mT @ half
+        alpha = (inverse @ values.flatten()).view(k, n_labels, 1)
+        own = inverse.unflatten(0, (k, n_labels)).unflatten(2, (k, n_labels))
+        blocks = torch.linalg.inv(own.diagonal(dim1=0, dim2=2).permute(2, 0, 1))
+        return (blocks @ alpha)[..., 0], blocks
+
+
+def scale_of(errors: np.ndarray, deviations: np.ndarray) -> float:
+    """The factor with which nine tenths of the errors are within 1.645 deviations."""
+    return float(np.quantile(np.abs(errors) / np.maximum(deviations, 1e-300), 0.9)) / NORMAL_90
