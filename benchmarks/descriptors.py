@@ -62,6 +62,7 @@ TRIED = {
     + [("many-body, atoms", kernel) for kernel in KERNELS[2:]]
     + [("auto", "matern52")],
     200: [("1/r", "gaussian"), ("1/r, 1/r³", "matern52"), *FINAL],
+    400: FINAL,
     500: FINAL,
     900: [FINAL[0], FINAL[2]],
 }

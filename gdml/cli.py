@@ -19,9 +19,10 @@ import torch
 from . import plots
 from ._version import __version__
 from .cli_dynamics import add_ipi, add_md, add_pimd
-from .cli_options import add_hardware, baseline_cache, natural
+from .cli_options import add_hardware, baseline_cache, natural, read_data
+from .cli_workflows import add_workflows
 from .data import ethanol
-from .dataset import Dataset, read, read_structure
+from .dataset import Dataset, read_structure
 from .descriptors import BY_NAME
 from .errors import INTERRUPTED, DataError, FitError, FormatError, GDMLError, GDMLWarning, OutputError
 from .force_field import ForceField
@@ -33,6 +34,7 @@ from .preconditioners import FACTORS
 from .processes import is_first, started_together
 from .sgdml_models import is_sgdml_model
 from .training import fit
+from .uncertainty import coverage, with_uncertainty
 
 JUDGED = 20  # geometries on which the error of single precision is measured
 
@@ -84,7 +86,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    dataset = _read(options.data, options)
+    dataset = read_data(options.data, options)
     training, validation = _split(dataset, options.n_train, options.n_valid, options.seed)
     if validation is None and (options.plot or options.learning_curve):
         raise DataError("a picture of errors needs held-out geometries; give --n-train or --n-valid")
@@ -115,6 +117,8 @@ def _train(options: argparse.Namespace) -> None:
     force_field = fit(training, validation=validation, checkpoint=checkpoint, resume=options.resume, **settings)
     seconds = time.perf_counter() - start
     if is_first():
+        if options.uncertainty:
+            force_field = with_uncertainty(force_field, training, validation)
         force_field.save(options.output)
         checkpoint.unlink(missing_ok=True)
         print(f"{options.output}: {_describe(force_field)}; trained in {seconds:.1f} s{_account(force_field)}")
@@ -133,6 +137,8 @@ def _judge(force_field: ForceField, training: Dataset, validation: Dataset | Non
         return
     prediction = predict(force_field, validation)
     print(f"validation: {compare(prediction, validation, force_field.energies_are_relative)}")
+    if force_field.posterior is not None:
+        print(f"coverage of 90 % intervals of forces: {100 * coverage(force_field, validation)[0]:.0f} %")
     if picture:
         plots.plot_parity(prediction, validation, picture, relative=force_field.energies_are_relative)
 
@@ -173,9 +179,9 @@ def _learning_curve(training: Dataset, validation: Dataset, settings: dict, path
 
 def test(options: argparse.Namespace) -> None:
     """Errors of a force field on a file of labelled geometries."""
-    _prepare_plots(options.plot)
+    _prepare_plots(options.plot, options.reliability)
     force_field = load(options.model, device=options.device, dtype=options.dtype, backend=options.backend)
-    dataset = _read(options.data, options)
+    dataset = read_data(options.data, options)
     force_field.check_atoms(dataset.numbers)
     cache = baseline_cache(options.data, force_field.baseline)
     prediction = predict(force_field, dataset, cache=cache, progress=not options.json)
@@ -183,6 +189,10 @@ def test(options: argparse.Namespace) -> None:
     print(json.dumps(metrics.to_dict()) if options.json else metrics)
     if not options.json:
         _tell_precision(force_field, dataset)
+        if force_field.posterior is not None and dataset.forces is not None:
+            print(f"coverage of 90 % intervals of forces: {100 * coverage(force_field, dataset)[0]:.0f} %")
+    if options.reliability:
+        plots.plot_reliability(force_field, dataset, options.reliability)
     if options.plot:
         plots.plot_parity(prediction, dataset, options.plot, relative=force_field.energies_are_relative)
 
@@ -195,7 +205,7 @@ def show(options: argparse.Namespace) -> None:
         for key, value in force_field.details.items():
             print(f"  {key}: {value}")
         return
-    dataset = _read(options.file, options)
+    dataset = read_data(options.file, options)
     print(f"{len(dataset)} geometries of {dataset.formula} ({dataset.n_atoms} atoms)")
     if dataset.energy is not None:
         low, high, std = dataset.energy.min(), dataset.energy.max(), dataset.energy.std()
@@ -216,7 +226,7 @@ def convert(options: argparse.Namespace) -> None:
         force_field.save(options.output, format="gdml" if imported else "sgdml")
         print(f"{options.output}: {_describe(force_field)}, in the format of {'gdml' if imported else 'sGDML 1.0.3'}")
         return
-    dataset = _read(options.input, options)
+    dataset = read_data(options.input, options)
     dataset.write(options.output)
     print(f"{options.output}: {len(dataset)} geometries of {dataset.formula}")
 
@@ -273,16 +283,6 @@ def _is_model(path: Path) -> bool:
     return False
 
 
-def _read(path: Path, options: argparse.Namespace) -> Dataset:
-    return read(
-        path,
-        energy_key=options.energy_key,
-        forces_key=options.forces_key,
-        energy_unit=options.energy_unit,
-        length_unit=options.length_unit,
-    )
-
-
 def _auto_or_float(text: str) -> float | str:
     return text if text == "auto" else float(text)
 
@@ -298,6 +298,7 @@ def _parser() -> argparse.ArgumentParser:
     data = _data_options()
     for add in (_add_train, _add_test, _add_show, _add_convert, add_md, add_pimd, add_ipi, _add_demo):
         add(commands, data)
+    add_workflows(commands, data)
     return parser
 
 
@@ -329,6 +330,7 @@ def _add_train(commands, data) -> None:
     parser.add_argument("--symprec", type=_auto_or_float, default="auto", metavar="X", help=help_text)
     parser.add_argument("--symmetry", choices=("auto", "none"), default="auto", help="permutations of equal atoms")
     parser.add_argument("--use-energy", action="store_true", help="train on energies too")
+    parser.add_argument("--uncertainty", action="store_true", help="with standard deviations of what it predicts")
     parser.add_argument("--use-stress", action="store_true", help="of crystals: train on stress too")
     parser.add_argument("--solver", choices=("auto", "cholesky", "cg"), default="auto", help="closed form or CG")
     parser.add_argument("--preconditioner", choices=(*FACTORS, "none"), default="rpcholesky", help="of CG")
@@ -349,6 +351,7 @@ def _add_test(commands, data) -> None:
     parser.set_defaults(command=test)
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
+    parser.add_argument("--reliability", type=Path, metavar="FILE", help="plot how far uncertainties can be trusted")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON (eV, Å)")
     add_hardware(parser, several=True)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="parity plot")

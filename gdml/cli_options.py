@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .baselines import as_baseline
 from .contractions import BACKENDS
+from .dataset import Dataset, read
 from .hardware import PRECISIONS
 
 
@@ -32,3 +33,14 @@ def baseline_cache(data: Path, baseline: object) -> Path | None:
         return None
     name = re.sub(r"[^a-z0-9]+", "-", str(as_baseline(baseline)).lower()).strip("-")
     return data.with_name(f"{data.name.split('.')[0]}.{name}.npz")
+
+
+def read_data(path: Path, options: argparse.Namespace) -> Dataset:
+    """Geometries of a file, with the keys and units of the command line."""
+    return read(
+        path,
+        energy_key=options.energy_key,
+        forces_key=options.forces_key,
+        energy_unit=options.energy_unit,
+        length_unit=options.length_unit,
+    )

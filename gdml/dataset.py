@@ -163,6 +163,19 @@ class Dataset:
                 digest.update(np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()
 
+    def joined(self, other: "Dataset") -> "Dataset":
+        """These geometries and then others of the same atoms, with the labels that both have."""
+        if not np.array_equal(self.numbers, other.numbers) or self.pbc != other.pbc:
+            raise DataError(f"geometries of {other.formula} cannot be joined to those of {self.formula}")
+        merged = {}
+        for field in ("positions", "energy", "forces", "stress"):
+            parts = getattr(self, field), getattr(other, field)
+            merged[field] = None if any(part is None for part in parts) else np.concatenate(parts)
+        if self.cell is not None:
+            shapes = [(len(d), 3, 3) for d in (self, other)]
+            merged["cell"] = np.concatenate([np.broadcast_to(d.cell, shape) for d, shape in zip((self, other), shapes)])
+        return replace(self, **merged, frame_numbers=None)
+
     def require_forces(self) -> np.ndarray:
         """The forces.
 

@@ -7,10 +7,11 @@ import numpy as np
 from .dataset import Dataset
 from .dynamics.estimators import EDGES, Record
 from .errors import MissingExtraError, OutputError
-from .force_field import Prediction
+from .force_field import ForceField, Prediction
 from .metric import Metric
-from .metrics import Metrics, compare
+from .metrics import Metrics, compare, predict
 from .npz import check_writable
+from .uncertainty import coverage
 
 
 def plot_parity(prediction: Prediction, dataset: Dataset, path: str | Path, *, relative: bool = False) -> None:
@@ -50,6 +51,41 @@ def plot_parity(prediction: Prediction, dataset: Dataset, path: str | Path, *, r
         axis.plot(ends, ends, "k-", lw=0.8)
         axis.set(xlabel=f"reference {name} ({unit})", ylabel=f"predicted {name} ({unit})")
         axis.set_title(f"MAE {1e3 * mae:.3g} m{unit}")
+    figure.savefig(path, dpi=160)
+
+
+def plot_reliability(force_field: ForceField, dataset: Dataset, path: str | Path) -> None:
+    """How many errors of forces are within intervals that should hold so many, and errors against deviations.
+
+    Parameters
+    ----------
+    force_field : ForceField
+        With uncertainty.
+    dataset : Dataset
+        Geometries with forces that it was not trained on.
+    path : path
+
+    Raises
+    ------
+    FitError
+        If it knows no uncertainty.
+    MissingExtraError, OutputError
+        As `plot_parity`.
+    """
+    path = check_picture(path)
+    levels = np.linspace(0.05, 0.95, 19)
+    found = coverage(force_field, dataset, levels)
+    deviations = force_field.uncertainty(dataset.positions, dataset.periodic_cell).forces
+    errors = np.abs(predict(force_field, dataset).forces - dataset.forces)
+    figure, (left, right) = _figure(2)
+    left.plot([0, 1], [0, 1], "k-", lw=0.8)
+    left.plot(levels, found, "o-", ms=3)
+    left.set(xlabel="expected fraction of errors", ylabel="found fraction", xlim=(0, 1), ylim=(0, 1))
+    each = [np.sqrt((part**2).mean((1, 2))) for part in (deviations, errors)]
+    right.loglog(*each, ".", ms=4, alpha=0.6)
+    ends = [min(map(np.min, each)), max(map(np.max, each))]
+    right.plot(ends, ends, "k-", lw=0.8)
+    right.set(xlabel="standard deviation of forces (eV/Å)", ylabel="error of forces (eV/Å)")
     figure.savefig(path, dpi=160)
 
 

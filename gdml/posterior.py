@@ -16,7 +16,7 @@ variance *given these alone*: before scaling, an upper bound of the posterior va
 Source: Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), sections 2.2 and 5.4.2.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -71,6 +71,10 @@ class Posterior:
         s of forces, and of energies.
     calibration : str
         How that was found.
+    typical : float
+        Of forces, eV/Å: root mean square of each geometry's errors, predicted from all others; their median.
+    inverse_factor : (kL, kL) tensor, optional
+        Of the labels' covariance with the noise, where it is known.
     """
 
     kernel: RadialKernel
@@ -83,16 +87,13 @@ class Posterior:
     scale: float = 1.0
     energy_scale: float = 1.0
     calibration: str = "none"
+    typical: float = 0.0
+    inverse_factor: Tensor | None = None
 
     def recipe(self) -> dict[str, object]:
         """What a file needs besides arrays."""
-        names = "noise", "is_exact", "scale", "energy_scale", "calibration"
+        names = "noise", "is_exact", "scale", "energy_scale", "calibration", "typical"
         return {name: getattr(self, name) for name in names}
-
-    @property
-    def size(self) -> int:
-        """Labels, with the mean energy as one more."""
-        return len(self.y) * len(self.c) + 1
 
     @cached_property
     def _jets(self) -> Contraction:
@@ -105,33 +106,67 @@ class Posterior:
 
     @cached_property
     def matrix(self) -> Tensor:
-        """Covariance of the labels and of the mean energy, (kL + 1, kL + 1), without the noise."""
+        """Covariance (kL, kL) of the labels, without the noise."""
         k, n_labels = len(self.y), len(self.c)
-        matrix = self.y.new_zeros(self.size, self.size)
-        blocks = matrix[:-1, :-1].unflatten(0, (k, n_labels)).unflatten(2, (k, n_labels))
+        matrix = self.y.new_zeros(k, n_labels, k, n_labels)
         for j in range(k):
             rows = torch.arange(j, k, device=self.y.device)
             pairs = self.y[j:], self.c, self.duals[j:], torch.full_like(rows, j)
             right = self.duals[j].expand(len(rows), -1, -1)
-            blocks[j:, :, j] = self._jets.pairs(*pairs, self.c, right)
-            blocks[j, :, j + 1 :] = blocks[j + 1 :, :, j].permute(2, 0, 1)
-        e, g = self._of_mean(self.y)
-        matrix[-1, :-1] = (g[:, None] @ self.duals)[:, 0].add(e[:, None] * self.c).flatten()
-        matrix[:-1, -1] = matrix[-1, :-1]
-        matrix[-1, -1] = e.mean()
-        return matrix
+            matrix[j:, :, j] = self._jets.pairs(*pairs, self.c, right)
+            matrix[j, :, j + 1 :] = matrix[j + 1 :, :, j].permute(2, 0, 1)
+        return matrix.view(k * n_labels, -1)
 
     @cached_property
-    def _whitening(self) -> Tensor:
-        """The inverse of the matrix's factor."""
+    def _inverse_factor(self) -> Tensor:
+        """W (kL, kL), lower triangular, with Wᵀ W the inverse of the matrix with the noise."""
+        if self.inverse_factor is not None:
+            return self.inverse_factor
+        matrix = self.matrix.clone()
+        matrix.diagonal().add_(self.noise)
         try:
-            matrix = self.matrix.clone()
-            matrix.diagonal().add_(self.noise)
             factor = cholesky_factor(matrix)
         except NotPositiveDefiniteError as error:
             raise FitError(f"no variances: {error}") from error
-        one = torch.eye(self.size, dtype=factor.dtype, device=factor.device)
+        one = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
         return torch.linalg.solve_triangular(factor, one, upper=False)
+
+    @cached_property
+    def _mean_row(self) -> tuple[Tensor, Tensor]:
+        """Covariance of the mean energy with the labels (kL,), and its variance."""
+        e, g = self._of_mean(self.y)
+        return (g[:, None] @ self.duals)[:, 0].add(e[:, None] * self.c).flatten(), e.mean()
+
+    @cached_property
+    def _whitening(self) -> Tensor:
+        """The inverse factor with the mean energy as one more label."""
+        row, variance = self._mean_row
+        return bordered(self._inverse_factor, row[:, None], (variance + self.noise).view(1, 1))
+
+    def solve(self, values: Tensor) -> Tensor:
+        """Coefficients (k, L) of labels (k, L)."""
+        inverse = self._inverse_factor
+        return (inverse.mT @ (inverse @ values.flatten())).view_as(values)
+
+    def grown(self, y: Tensor, duals: Tensor) -> "Posterior":
+        """The same with one more geometry, y (1, D) and duals (1, D, L), for some products with the inverse factor.
+
+        Raises
+        ------
+        FitError
+            If it is nearly equal to one that is there.
+        """
+        own = contraction(self.kernel, y, self.action)
+        zero = torch.zeros(len(self.y), dtype=torch.int64, device=y.device)
+        cross = own.pairs(self.y, self.c, self.duals, zero, self.c, duals.expand(len(zero), -1, -1)).flatten(0, 1)
+        corner = own.pairs(y, self.c, duals, zero[:1], self.c, duals)[0]
+        corner.diagonal().add_(self.noise)
+        return replace(
+            self,
+            y=torch.cat([self.y, y]),
+            duals=torch.cat([self.duals, duals]),
+            inverse_factor=bordered(self._inverse_factor, cross, corner),
+        )
 
     def covariance(self, features: Features) -> Tensor:
         """Covariance (1 + 3N, 1 + 3N) of one geometry's energy and slopes along its atoms' positions, unscaled."""
@@ -148,9 +183,10 @@ class Posterior:
         # The energy relative to the mean: that row is the difference of two.
         prior[0] -= mean
         prior[:, 0] = prior[0]
-        prior[0, 0] += self.matrix[-1, -1] - mean[0]
+        row, variance = self._mean_row
+        prior[0, 0] += variance - mean[0]
         cross = torch.cat([cross, mean[None]])
-        cross[:, 0] -= self.matrix[-1]
+        cross[:, 0] -= torch.cat([row, variance.view(1)])
         half = self._whitening @ cross
         return prior - half.mT @ half
 
@@ -167,12 +203,39 @@ class Posterior:
         α = P y they are :math:`P_{ii}^{-1} \alpha_i` and :math:`P_{ii}^{-1}`.
         """
         k, n_labels = len(self.y), len(self.c)
-        half = self._whitening[:-1, :-1]  # the mean comes last, and so leaves the others' factor alone
-        inverse = half.mT @ half
+        inverse = self._inverse_factor.mT @ self._inverse_factor
         alpha = (inverse @ values.flatten()).view(k, n_labels, 1)
         own = inverse.unflatten(0, (k, n_labels)).unflatten(2, (k, n_labels))
         blocks = torch.linalg.inv(own.diagonal(dim1=0, dim2=2).permute(2, 0, 1))
         return (blocks @ alpha)[..., 0], blocks
+
+
+def bordered(inverse: Tensor, cross: Tensor, corner: Tensor) -> Tensor:
+    """The inverse Cholesky factor of a matrix with m more rows and columns.
+
+    Parameters
+    ----------
+    inverse : (n, n) tensor
+        Of the matrix without them.
+    cross : (n, m) tensor
+    corner : (m, m) tensor
+
+    Raises
+    ------
+    FitError
+        If the larger matrix is not positive definite to working precision.
+    """
+    n, m = cross.shape
+    below = (inverse @ cross).mT
+    factor, info = torch.linalg.cholesky_ex(corner - below @ below.mT)
+    if info:
+        raise FitError("a geometry is nearly equal to one that is known already; leave it out, or raise the noise")
+    own = torch.linalg.solve_triangular(factor, torch.eye(m, dtype=factor.dtype, device=factor.device), upper=False)
+    result = inverse.new_zeros(n + m, n + m)
+    result[:n, :n] = inverse
+    result[n:, n:] = own
+    result[n:, :n] = -own @ (below @ inverse)
+    return result
 
 
 def scale_of(errors: np.ndarray, deviations: np.ndarray) -> float:

@@ -58,7 +58,7 @@ def with_uncertainty(
         raise DataError("these are not the geometries and labels that the force field was trained on")
     difference = dataset if force_field.baseline is None else force_field.baseline.difference(dataset)
     chosen = _chosen(force_field, dataset, most_unknowns)
-    labels = _labels(force_field, difference[chosen])
+    labels = labels_of_field(force_field, difference[chosen])
     posterior = Posterior(
         force_field.kernel,
         force_field.reference_action,
@@ -68,12 +68,12 @@ def with_uncertainty(
         force_field.details.get("noise", 1e-10),
         is_exact=len(chosen) == len(dataset),
     )
-    if held_out is None:
-        return replace(force_field, posterior=_scaled_by_left_out(posterior, labels))
-    return _scaled_by(replace(force_field, posterior=posterior), held_out)
+    force_field = replace(force_field, posterior=scaled_by_left_out(posterior, labels))
+    return force_field if held_out is None else _scaled_by(force_field, held_out)
 
 
-def _labels(force_field: ForceField, dataset: Dataset) -> Labels:
+def labels_of_field(force_field: ForceField, dataset: Dataset) -> Labels:
+    """What geometries say, in the descriptor of a force field."""
     cells = dataset.periodic_cell
     features = force_field.descriptor.evaluate(
         torch.tensor(dataset.positions), **({} if cells is None else {"cells": cells})
@@ -92,7 +92,8 @@ def _chosen(force_field: ForceField, dataset: Dataset, most_unknowns: int) -> np
     return np.sort(farthest(contraction(force_field.kernel, y, force_field.reference_action), most))
 
 
-def _scaled_by_left_out(posterior: Posterior, labels: Labels) -> Posterior:
+def scaled_by_left_out(posterior: Posterior, labels: Labels) -> Posterior:
+    """The posterior with the scale that the labels themselves give, each geometry predicted from all others."""
     residuals, covariances = posterior.left_out(labels.values)
     first = int(labels.use_energy)
     errors = torch.einsum("kir,kr->ki", labels.basis, residuals[:, first:])
@@ -106,13 +107,15 @@ def _scaled_by_left_out(posterior: Posterior, labels: Labels) -> Posterior:
 
 def _scaled_by(force_field: ForceField, held_out: Dataset) -> ForceField:
     reference, prediction = held_out.require_forces(), predict(force_field, held_out)
+    before = force_field.posterior
     found = force_field.uncertainty(held_out.positions, held_out.periodic_cell)
-    scale = energy_scale = scale_of(prediction.forces - reference, found.forces)
+    scale = before.scale * scale_of(prediction.forces - reference, found.forces)
+    energy_scale = scale
     if held_out.energy is not None:
         errors = prediction.energy - held_out.energy
-        energy_scale = scale_of(errors - errors.mean(), found.energy)
+        energy_scale = before.energy_scale * scale_of(errors - errors.mean(), found.energy)
     calibration = f"{len(held_out)} held-out geometries"
-    posterior = replace(force_field.posterior, scale=scale, energy_scale=energy_scale, calibration=calibration)
+    posterior = replace(before, scale=scale, energy_scale=energy_scale, calibration=calibration)
     return replace(force_field, posterior=posterior)
 
 

@@ -84,6 +84,7 @@ LAYERS = [
         "metric",
         "observations",
         "training",
+        "growing",
     ],
     ["calculator", "lattice_dynamics", "minima"],
     ["dynamics.normal_modes", "dynamics.thermostats", "dynamics.barostat", "dynamics.forces", "dynamics.averages"],
@@ -97,7 +98,8 @@ LAYERS = [
         "dynamics.path_integrals",
         "dynamics",
     ],
-    ["plots", "cli_options", "cli_dynamics", "cli", "__main__", "ipi_driver"],
+    ["active", "distillation", "curves"],
+    ["plots", "cli_options", "cli_dynamics", "cli_workflows", "cli", "__main__", "ipi_driver"],
 ]
 ORDER = [module for layer in LAYERS for module in layer]
 

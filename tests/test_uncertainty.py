@@ -1,5 +1,7 @@
 """Variances against the dense Gaussian process, their scale, selection from pools, and files."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -74,7 +76,7 @@ def test_energies_that_were_trained_on_are_known(frames):
 def test_what_was_left_out_is_predicted_as_by_a_training_without(frames):
     """Residuals and variances in closed form against a training on all other geometries."""
     field = gdml.with_uncertainty(gdml.fit(frames[:8], length_scale=20.0), frames[:8])
-    labels = gdml.uncertainty._labels(field, frames[:8])
+    labels = gdml.uncertainty.labels_of_field(field, frames[:8])
     residuals, covariances = field.posterior.left_out(labels.values)
     rest = [k for k in range(8) if k != 3]
     without = gdml.fit(frames[rest], length_scale=20.0)
@@ -114,6 +116,19 @@ def test_some_geometries_give_an_upper_bound(frames):
     for k in range(5):
         more = some.covariance(x[k : k + 1]) - all_of_them.covariance(x[k : k + 1])
         assert torch.linalg.eigvalsh(more[1:, 1:]).min() > -1e-6 * float(more.diagonal().max())
+
+
+def test_one_more_geometry_is_as_all_from_the_start(frames):
+    field = gdml.with_uncertainty(gdml.fit(frames[:9], length_scale=20.0, noise=1e-8), frames[:9])
+    whole, values = field.posterior, gdml.uncertainty.labels_of_field(field, frames[:9]).values
+    grown = replace(whole, y=whole.y[:6], duals=whole.duals[:6])
+    for k in range(6, 9):
+        grown = grown.grown(whole.y[k : k + 1], whole.duals[k : k + 1])
+    torch.testing.assert_close(grown._inverse_factor, whole._inverse_factor, rtol=1e-5, atol=1e-3)
+    w = (whole.duals @ grown.solve(values)[..., None])[..., 0].numpy()
+    np.testing.assert_allclose(w, field.w, rtol=1e-4, atol=1e-6 * np.abs(field.w).max())
+    with pytest.raises(FitError, match="nearly equal"):
+        replace(whole, noise=0.0).grown(whole.y[:1], whole.duals[:1])
 
 
 def test_symmetric_copies_are_equally_uncertain(trained, frames):

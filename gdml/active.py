@@ -1,0 +1,406 @@
+"""Active learning: dynamics with the force field choose the geometries that the reference method labels.
+
+Walkers start from labelled geometries at the temperatures asked for, and go on from round to
+round. Where forces become uncertain, they stop; the most uncertain geometry that they saw is
+labelled, written to disk, and taken in. The uncertainty is the root mean square of the standard
+deviations of forces; what is worth a label is more uncertain than the training geometries are,
+each predicted from all others.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ase.io
+import numpy as np
+import torch
+from ase import Atoms, units
+from ase.calculators.calculator import BaseCalculator
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.md.velocitydistribution import Stationary, ZeroRotation, thermalize_momenta
+
+from .baselines.labels import labels_of
+from .dataset import Dataset, read
+from .dynamics import RingPolymerMD
+from .errors import BaselineError, ConvergenceError, DataError, FitError, GDMLError
+from .growing import Growing
+from .npz import check_writable, whole_file
+from .progress import progress_bar
+
+FIRST = 5  # geometries that are shaken from the structure, before there is a force field
+SHAKEN = (0.02, 0.08)  # Å, standard deviation of the first and the last of them
+WORTH = 1.0  # uncertainty that is worth a label, over the typical error
+MOST = 0.2  # uncertainty at which walkers stop, over the typical force: beyond, a bad force field leads them astray
+HOT = 2.0  # energy of geometries that walkers start from, over that which is thermal
+WALKERS, LOOK = 4, 20  # walkers at a time, and steps between looks
+CALM = 3  # rounds at each temperature without anything worth a label, after which all is known
+AGAIN = 1.4  # times as many geometries as before have hyper-parameters chosen again
+RECENT = 10  # new geometries that the error is judged by
+FAILURES = 5  # in a row, after which the reference calculator is given up
+
+
+class Outcome(NamedTuple):
+    """What active learning came to.
+
+    Attributes
+    ----------
+    force_field : ForceField
+        With uncertainty.
+    dataset : Dataset
+        All labelled geometries.
+    errors : list of float
+        Of the labels that dynamics asked for: RMSE of the forces that were predicted, eV/Å.
+    failed : int
+        Geometries on which the reference calculator failed.
+    reason : str
+        Why it ended.
+    """
+
+    force_field: Any
+    dataset: Dataset
+    errors: list[float]
+    failed: int
+    reason: str
+
+
+def learn_actively(
+    structure: Atoms,
+    calculator: BaseCalculator,
+    labels: str | Path,
+    *,
+    budget: int = 50,
+    temperatures: Sequence[float] = (300.0,),
+    n_beads: int = 1,
+    timestep_fs: float = 0.5,
+    max_steps: int = 1000,
+    goal: float | None = None,
+    first: int = FIRST,
+    seed: int = 0,
+    progress: bool = False,
+    report: Callable[[str], None] | None = None,
+    **options: Any,
+) -> Outcome:
+    """Let dynamics choose the geometries that a reference calculator labels.
+
+    Parameters
+    ----------
+    structure : ase.Atoms
+        Where to start; best a minimum.
+    calculator : ASE calculator
+        The reference, with energies and forces.
+    labels : path
+        Extended XYZ of the labelled geometries. Each is written before it is used; what is
+        there already is used and not computed again, so that a killed run goes on by the same call.
+        Geometries on which the calculator fails are put into a file beside, and tried again then.
+    budget : int
+        Labelled geometries in all, with those of the file.
+    temperatures : sequence of float
+        Of the dynamics, K, in turns.
+    n_beads : int
+        More than one: path-integral dynamics, and single beads are labelled.
+    timestep_fs, max_steps
+        Of the dynamics, and how many steps walkers go at most.
+    goal : float, optional
+        RMSE of forces, eV/Å, of the last ten new labels, at which it ends.
+    first : int
+        Geometries that are shaken from the structure at the beginning.
+    seed : int
+    progress : bool
+    report : callable(str), optional
+        Gets a line for each label.
+    **options
+        As of `gdml.fit`, such as ``baseline="gfn2-xtb"``.
+
+    Returns
+    -------
+    Outcome
+
+    Raises
+    ------
+    DataError
+        If the budget is too small, or labels are not what they should be.
+    OutputError
+        If the labels cannot be written.
+    ConvergenceError
+        If the calculator fails again and again.
+    """
+    if budget < first or first < 2:
+        raise DataError(f"a budget of {budget} geometries does not suffice for {first} to begin with (at least two)")
+    store = Labelled(labels, structure, calculator)
+    store.retry(budget)
+    _begin(store, structure, budget, first, seed)
+    run = _Run(store, options, list(temperatures), n_beads, timestep_fs, max_steps, np.random.default_rng(seed))
+    with progress_bar("labels", progress) as bar:
+        reason = "the budget is spent"
+        while len(store) < budget:
+            if (
+                goal is not None
+                and len(run.errors) >= RECENT
+                and np.sqrt(np.mean(np.square(run.errors[-RECENT:]))) < goal
+            ):
+                reason = f"the error of the last {RECENT} labels is below {1e3 * goal:g} meV/Å"
+                break
+            if not run.round():
+                reason = f"dynamics at {run.named_temperatures} find nothing uncertain any more"
+                break
+            if bar:
+                bar(len(store), budget)
+            if report:
+                report(run.account)
+    run.final()
+    return Outcome(run.growing.force_field, run.growing.dataset, run.errors, len(store.failed), reason)
+
+
+def _begin(store: "Labelled", structure: Atoms, budget: int, first: int, seed: int) -> None:
+    """The structure and some that are shaken from it; the same ones where it is called again."""
+    rng = np.random.default_rng([seed, 1])
+    widths = np.linspace(*SHAKEN, max(1, first - 1))
+    shaken = [structure.positions] + [structure.positions + rng.normal(0, w, structure.positions.shape) for w in widths]
+    for positions in shaken[:first]:
+        if len(store) >= min(first, budget):
+            return
+        if not any(np.allclose(positions, atoms.positions, atol=1e-7) for atoms in store.frames):
+            store.label(positions)
+
+
+class Labelled:
+    """Labelled geometries in a file, each on disk before it is used.
+
+    Parameters
+    ----------
+    path : path
+    structure : Atoms
+    calculator : ASE calculator
+    """
+
+    def __init__(self, path: str | Path, structure: Atoms, calculator: BaseCalculator):
+        self.path = check_writable(path, ".extxyz")
+        self.beside = self.path.with_name(f"{self.path.stem}.failed.extxyz")
+        missing = {"energy", "forces"} - set(calculator.implemented_properties)
+        if missing:
+            raise DataError(
+                f"the reference calculator {type(calculator).__name__} has no {' and no '.join(sorted(missing))}"
+            )
+        self.structure, self.calculator = structure.copy(), calculator
+        self.structure.set_constraint()
+        self.frames: list[Atoms] = self._read(self.path)
+        self.failed: list[Atoms] = self._read(self.beside)
+        self.in_a_row = 0
+
+    def _read(self, path: Path) -> list[Atoms]:
+        frames = ase.io.read(path, ":", format="extxyz") if path.exists() else []
+        if frames and not np.array_equal(frames[0].numbers, self.structure.numbers):
+            raise DataError(f"{path}: geometries of {frames[0].get_chemical_formula()}, not of the structure given")
+        return frames
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def dataset(self) -> Dataset:
+        return read(self.frames)
+
+    def retry(self, budget: int) -> None:
+        """Label what failed in an earlier run."""
+        for atoms in self.failed[:]:
+            if len(self) < budget:
+                self.failed.remove(atoms)
+                self._write(self.beside, self.failed)
+                self.label(atoms.positions, atoms.cell.array)
+
+    def label(self, positions: np.ndarray, cell: np.ndarray | None = None) -> Dataset | None:
+        """Compute, write and give the labels of a geometry; None where the calculator fails.
+
+        Raises
+        ------
+        ConvergenceError
+            If it fails again and again.
+        """
+        atoms = self.structure.copy()
+        atoms.positions = np.round(positions, 8)  # as the file will have them
+        if cell is not None:
+            atoms.cell = cell
+        wants_stress = bool(atoms.pbc.all()) and "stress" in self.calculator.implemented_properties
+        try:
+            found = labels_of([self.calculator], atoms, wants_stress)
+        except BaselineError as error:
+            self.failed.append(atoms)
+            self._write(self.beside, self.failed)
+            self.in_a_row += 1
+            if self.in_a_row >= FAILURES:
+                raise ConvergenceError(
+                    f"the reference calculator failed on {FAILURES} geometries in a row ({error}); these are in "
+                    f"{self.beside}, and tried again by the next run"
+                ) from error
+            return None
+        self.in_a_row = 0
+        stress = {} if found.stress is None else {"stress": found.stress}
+        atoms.calc = SinglePointCalculator(atoms, energy=found.energy, forces=found.forces, **stress)
+        self.frames.append(atoms)
+        self._write(self.path, self.frames)
+        return read([ase.io.read(self.path, -1, format="extxyz")])
+
+    @staticmethod
+    def _write(path: Path, frames: list[Atoms]) -> None:
+        if not frames:
+            path.unlink(missing_ok=True)
+            return
+        with whole_file(path) as partial:
+            ase.io.write(partial, frames, format="extxyz")
+
+
+@dataclass
+class _Run:
+    """Rounds of dynamics, each for one label."""
+
+    store: Labelled
+    options: dict[str, Any]
+    temperatures: list[float]
+    n_beads: int
+    timestep_fs: float
+    max_steps: int
+    rng: np.random.Generator
+    errors: list[float] = field(default_factory=list)
+    states: dict[float, dict[str, np.ndarray]] = field(default_factory=dict)
+    turn: int = 0
+    calm: int = 0
+
+    def __post_init__(self):
+        self._train()
+
+    def _train(self) -> None:
+        self.growing, self.n_chosen = Growing.start(self.store.dataset, **self.options), len(self.store)
+
+    @property
+    def named_temperatures(self) -> str:
+        return ", ".join(f"{t:g}" for t in self.temperatures) + " K"
+
+    @property
+    def recent_error(self) -> float:
+        """RMSE of the predictions for the last new labels; infinite while there are few."""
+        recent = self.errors[-RECENT:]
+        return float(np.sqrt(np.mean(np.square(recent)))) if len(recent) == RECENT else np.inf
+
+    @property
+    def typical(self) -> float:
+        """Root mean square deviation of forces, each training geometry predicted from all others; their median."""
+        return self.growing.force_field.posterior.typical
+
+    @property
+    def limit(self) -> float:
+        """The uncertainty at which walkers stop."""
+        forces = self.growing.dataset.forces
+        return MOST * float(np.sqrt((forces**2).mean()))
+
+    def round(self) -> bool:
+        """Walk until something is uncertain, and label it; whether there was anything at some temperature."""
+        while self.calm < CALM * len(self.temperatures):
+            temperature = self.temperatures[self.turn % len(self.temperatures)]
+            self.turn += 1
+            uncertainty, positions, cell = self._walk(temperature)
+            if not uncertainty > min(WORTH * self.typical, self.limit):
+                self.calm += 1
+                continue
+            self.calm = 0
+            prediction = self.growing.force_field.predict(positions, cell).forces
+            one = self.store.label(positions, cell)
+            if one is None:
+                continue
+            error = float(np.sqrt(((prediction - one.forces[0]) ** 2).mean()))
+            self.errors.append(error)
+            self.account = (
+                f"{len(self.store)} labels: {temperature:g} K, uncertainty {1e3 * uncertainty:.0f}, "
+                f"error {1e3 * error:.0f} meV/Å"
+            )
+            self._take_in(one)
+            return True
+        return False
+
+    def _take_in(self, one: Dataset) -> None:
+        if len(self.store) >= AGAIN * self.n_chosen:
+            self._train()
+            return
+        try:
+            self.growing = self.growing.add(one)
+        except FitError:  # nearly what is known: the hyper-parameters do not fit any more
+            self._train()
+
+    def final(self) -> None:
+        """Choose hyper-parameters once more, with all labels."""
+        if len(self.store) > self.n_chosen:
+            self._train()
+
+    def _walk(self, temperature: float) -> tuple[float, np.ndarray, np.ndarray | None]:
+        """The most uncertain geometry that walkers see, up to where they stop; the next round goes on from there."""
+        field = self.growing.force_field
+        dynamics = self._dynamics(temperature)
+        best = (0.0, self.store.structure.positions, None)
+        for _ in range(max(1, self.max_steps // LOOK)):
+            try:
+                dynamics.run(LOOK)
+            except GDMLError:  # the state before has been looked at; at once, it is the force field that is bad
+                self.states.pop(temperature, None)
+                return best if best[0] > 0 else self._shaken()
+            seen = self._most_uncertain(dynamics, field)
+            best = max(best, seen, key=lambda one: one[0])
+            if best[0] > self.limit:
+                break
+        self.states[temperature] = dynamics.state()
+        return best
+
+    def _shaken(self) -> tuple[float, np.ndarray, np.ndarray | None]:
+        """A labelled geometry, shaken, as what is surely uncertain."""
+        atoms = self.store.frames[self.rng.integers(len(self.store))]
+        cell = atoms.cell.array if atoms.pbc.any() else None
+        return np.inf, atoms.positions + self.rng.normal(0, SHAKEN[1], atoms.positions.shape), cell
+
+    def _dynamics(self, temperature: float) -> RingPolymerMD:
+        """Walkers where they stopped; from a labelled geometry, where one is too hot or has flown apart."""
+        field = self.growing.force_field
+        walkers = [self._walker(temperature) for _ in range(WALKERS)]
+        dynamics = RingPolymerMD(
+            walkers,
+            self.timestep_fs * units.fs,
+            temperature_K=temperature,
+            n_beads=self.n_beads,
+            forces=field,
+            rng=self.rng,
+        )
+        state = self.states.get(temperature)
+        if state is None:
+            return dynamics
+        fresh = dynamics.state()
+        beads = dynamics.modes.to_beads(torch.as_tensor(state["q"])).flatten(0, 1).numpy()
+        cells = None
+        if field.is_periodic:
+            cells = np.repeat(state["cells"], self.n_beads, axis=0)
+        energies = np.asarray(field.predict(beads, cells).energy).reshape(WALKERS, -1).mean(1)
+        hot = energies > self._highest(temperature)
+        for name in ("q", "p"):
+            state[name] = np.where(hot[:, None, None, None], fresh[name], state[name])
+        dynamics.start_from(state)
+        return dynamics
+
+    def _highest(self, temperature: float) -> float:
+        """Energy of geometries that walkers go on from at most."""
+        thermal = 1.5 * len(self.store.structure) * units.kB * temperature * self.n_beads**0.5
+        return self.growing.dataset.energy.min() + HOT * thermal
+
+    def _most_uncertain(self, dynamics: RingPolymerMD, field) -> tuple[float, np.ndarray, np.ndarray | None]:
+        batch = dynamics.positions.flatten(0, 1).cpu().numpy()
+        cells = None
+        if field.is_periodic:
+            cells = np.repeat([a.cell.array for a in dynamics.replicas], self.n_beads, axis=0)
+        deviations = np.sqrt((field.uncertainty(batch, cells).forces ** 2).mean((1, 2)))
+        worst = int(deviations.argmax())
+        return float(deviations[worst]), batch[worst], None if cells is None else cells[worst]
+
+    def _walker(self, temperature: float) -> Atoms:
+        cool = np.flatnonzero(self.growing.dataset.energy <= self._highest(temperature))
+        atoms = self.store.frames[self.rng.choice(cool)].copy()
+        thermalize_momenta(atoms, temperature_K=temperature, rng=self.rng)
+        Stationary(atoms)
+        if not atoms.pbc.any():
+            ZeroRotation(atoms)
+        return atoms

@@ -1,0 +1,203 @@
+"""The commands around training: choice of geometries, learning curves, distillation, active learning."""
+
+import argparse
+from pathlib import Path
+
+from . import plots
+from .active import learn_actively
+from .baselines import as_baseline
+from .cli_options import baseline_cache, natural, read_data
+from .curves import learning_curve
+from .dataset import read_structure
+from .distillation import distill as distill_from
+from .errors import DataError
+from .metrics import evaluate
+from .models import load
+from .npz import check_writable
+from .pool import METHODS, select
+
+
+def choose(options: argparse.Namespace) -> None:
+    """Choose geometries to label, or to train on, from a pool."""
+    if options.output:
+        check_writable(options.output)
+    pool = read_data(options.pool, options)
+    reference = None if options.reference is None else read_structure(options.reference)
+    chosen = select(
+        pool, options.n, method=options.method, reference=reference, seed=options.seed, progress=not options.quiet
+    )
+    if options.output:
+        pool[chosen].write(options.output)
+        print(f"{options.output}: {options.n} of {len(pool)} geometries, by {options.method}")
+    else:
+        print(" ".join(map(str, pool.frame_numbers[chosen].tolist())))
+
+
+def curve(options: argparse.Namespace) -> None:
+    """Errors on held-out geometries against the number of training geometries."""
+    if options.output:
+        check_writable(options.output)
+    if options.plot:
+        plots.check_picture(options.plot)
+    dataset = read_data(options.data, options)
+    found = learning_curve(
+        dataset,
+        options.sizes,
+        n_test=options.n_test,
+        repeats=options.repeats,
+        method=options.method,
+        seed=options.seed,
+        progress=not options.quiet,
+        reference=None if options.reference is None else read_structure(options.reference),
+        descriptor=options.descriptor,
+        kernel=options.kernel,
+        baseline=options.baseline,
+        baseline_cache=baseline_cache(options.data, options.baseline),
+    )
+    print(found)
+    if options.output:
+        found.save(options.output)
+    if options.plot:
+        medians = [sorted(draws, key=lambda one: one.forces_mae)[len(draws) // 2] for draws in found.metrics]
+        plots.plot_learning_curve(found.sizes, medians, options.plot)
+
+
+def distill(options: argparse.Namespace) -> None:
+    """Train a fast force field without baseline on what a slower one says in dynamics."""
+    check_writable(options.output, ".npz")
+    if options.samples:
+        check_writable(options.samples)
+    teacher = load(options.model)
+    start = read_data(options.start, options)
+    found = distill_from(
+        teacher,
+        start,
+        options.n,
+        temperatures=options.temperature,
+        timestep_fs=options.timestep,
+        seed=options.seed,
+        progress=not options.quiet,
+    )
+    found.force_field.save(options.output)
+    if options.samples:
+        found.samples.write(options.samples)
+    print(f"{options.output}: {found.force_field}; against its teacher: {found.against_teacher}")
+    ratio = found.ms_teacher / found.ms_student
+    print(
+        f"one geometry takes {found.ms_student:.2f} ms, its teacher {found.ms_teacher:.2f} ms: {ratio:.1f} times faster"
+    )
+    if options.test:
+        held = read_data(options.test, options)
+        for name, field in (("teacher", teacher), ("student", found.force_field)):
+            print(f"{name} against the reference: {evaluate(field, held)}")
+
+
+def learn(options: argparse.Namespace) -> None:
+    """Let dynamics choose geometries, label them by a reference calculator, and train on them."""
+    check_writable(options.output, ".npz")
+    structure = read_structure(options.structure, options.index)
+    (term, *more) = as_baseline(options.calculator).terms
+    if more:
+        raise DataError(f"the reference is one calculator, not the sum {options.calculator}")
+    labels = options.labels or options.output.with_suffix(".extxyz")
+    found = learn_actively(
+        structure,
+        term.make(),
+        labels,
+        budget=options.budget,
+        temperatures=options.temperature,
+        n_beads=options.beads,
+        timestep_fs=options.timestep,
+        goal=options.goal,
+        seed=options.seed,
+        report=None if options.quiet else lambda line: print(line, flush=True),
+        descriptor=options.descriptor,
+        baseline=options.baseline,
+    )
+    found.force_field.save(options.output)
+    failed = f"; the calculator failed on {found.failed}" if found.failed else ""
+    print(f"{options.output}: {len(found.dataset)} labels in {labels}{failed}; {found.reason}")
+
+
+def add_workflows(commands, data) -> None:
+    """The arguments of these commands."""
+    _add_select(commands, data)
+    _add_curve(commands, data)
+    _add_distill(commands, data)
+    _add_learn(commands)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 300,600") from error
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=natural, default=0)
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+
+
+def _add_select(commands, data) -> None:
+    parser = commands.add_parser(
+        "select", parents=[data], help="choose geometries from a pool", description=choose.__doc__
+    )
+    parser.set_defaults(command=choose)
+    parser.add_argument("pool", type=Path)
+    parser.add_argument("-n", type=int, required=True, help="how many")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to write them; else their numbers")
+    parser.add_argument("--method", choices=METHODS, default="farthest", help="(farthest)")
+    parser.add_argument("--reference", type=Path, metavar="FILE", help="of a crystal: its ideal structure")
+    _add_common(parser)
+
+
+def _add_curve(commands, data) -> None:
+    parser = commands.add_parser("curve", parents=[data], help="learning curve", description=curve.__doc__)
+    parser.set_defaults(command=curve)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--sizes", type=int, nargs="+", required=True, metavar="N", help="training geometries")
+    parser.add_argument("--n-test", type=int, metavar="N", help="geometries to judge by (what is left, at most 500)")
+    parser.add_argument("--repeats", type=int, default=1, help="draws of each size (1)")
+    parser.add_argument("--method", choices=METHODS, default="random", help="how they are drawn (random)")
+    parser.add_argument("--descriptor", default="auto")
+    parser.add_argument("--kernel", default="matern52")
+    parser.add_argument("--baseline", metavar="NAME", help="as of gdml train")
+    parser.add_argument("--reference", type=Path, metavar="FILE", help="of a crystal: its ideal structure")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="JSON of all errors (eV, Å)")
+    parser.add_argument("--plot", type=Path, metavar="FILE")
+    _add_common(parser)
+
+
+def _add_distill(commands, data) -> None:
+    help_text = "a fast force field from one with a baseline"
+    parser = commands.add_parser("distill", parents=[data], help=help_text, description=distill.__doc__)
+    parser.set_defaults(command=distill)
+    parser.add_argument("model", type=Path, help="the teacher")
+    parser.add_argument("start", type=Path, help="geometries to start from, best what it was trained on")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="MODEL", help="model file to write (.npz)")
+    parser.add_argument("-n", type=int, default=2000, help="samples (2000)")
+    parser.add_argument("--temperature", type=_numbers, default=[500.0], metavar="K[,K]", help="of the dynamics (500)")
+    parser.add_argument("--timestep", type=float, default=0.5, metavar="FS", help="fs (0.5)")
+    parser.add_argument("--samples", type=Path, metavar="FILE", help="where to keep them")
+    parser.add_argument("--test", type=Path, metavar="FILE", help="geometries with reference labels, to judge both by")
+    _add_common(parser)
+
+
+def _add_learn(commands) -> None:
+    parser = commands.add_parser("learn", help="active learning", description=learn.__doc__)
+    parser.set_defaults(command=learn)
+    parser.add_argument("structure", type=Path, help="where to start, best a minimum")
+    parser.add_argument("--index", type=int, default=0, help="frame of that file (0)")
+    help_text = "the reference, by a name as of --baseline; other ASE calculators by gdml.learn_actively"
+    parser.add_argument("--calculator", required=True, metavar="NAME", help=help_text)
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="MODEL", help="model file to write (.npz)")
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="where labels are kept (beside the model, .extxyz)")
+    parser.add_argument("--budget", type=int, default=50, metavar="N", help="labels in all (50)")
+    parser.add_argument("--temperature", type=_numbers, default=[300.0], metavar="K[,K]", help="of the dynamics (300)")
+    parser.add_argument("--beads", type=int, default=1, metavar="P", help="more than one: path integrals (1)")
+    parser.add_argument("--timestep", type=float, default=0.5, metavar="FS", help="fs (0.5)")
+    parser.add_argument("--goal", type=float, metavar="X", help="eV/Å: RMSE of forces of new labels at which it ends")
+    parser.add_argument("--descriptor", default="auto")
+    parser.add_argument("--baseline", metavar="NAME", help="as of gdml train")
+    _add_common(parser)
