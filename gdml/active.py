@@ -9,6 +9,7 @@ each predicted from all others.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,15 +19,17 @@ import torch
 from ase import Atoms, units
 from ase.calculators.calculator import BaseCalculator
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.md.velocitydistribution import Stationary, ZeroRotation, thermalize_momenta
 
+from .baselines import Baseline, as_baseline
 from .baselines.labels import labels_of
 from .dataset import Dataset, read
 from .dynamics import RingPolymerMD
+from .dynamics.classical import check_temperatures, set_thermal_momenta
 from .errors import BaselineError, ConvergenceError, DataError, FitError, GDMLError
 from .growing import Growing
 from .npz import check_writable, whole_file
 from .progress import progress_bar
+from .selection import MIN_FRAMES
 
 FIRST = 5  # geometries that are shaken from the structure, before there is a force field
 SHAKEN = (0.02, 0.08)  # Å, standard deviation of the first and the last of them
@@ -104,7 +107,8 @@ def learn_actively(
     goal : float, optional
         RMSE of forces, eV/Å, of the last ten new labels, at which it ends.
     first : int
-        Geometries that are shaken from the structure at the beginning.
+        Geometries that are shaken from the structure at the beginning; five or more, or with
+        a ``length_scale`` two.
     seed : int
     progress : bool
     report : callable(str), optional
@@ -125,20 +129,21 @@ def learn_actively(
     ConvergenceError
         If the calculator fails again and again.
     """
-    if budget < first or first < 2:
-        raise DataError(f"a budget of {budget} geometries does not suffice for {first} to begin with (at least two)")
-    store = Labelled(labels, structure, calculator)
+    check_temperatures(temperatures)
+    fewest = 2 if options.get("length_scale", "auto") != "auto" else MIN_FRAMES
+    if not fewest <= first <= budget:
+        raise DataError(
+            f"there are {first} geometries to begin with; at least {fewest} are needed, and at most the budget"
+        )
+    store = Labelled(labels, structure, calculator, as_baseline(options.get("baseline")))
+    options["baseline"] = store.baseline
     store.retry(budget)
-    _begin(store, structure, budget, first, seed)
+    _begin(store, structure, first, seed)
     run = _Run(store, options, list(temperatures), n_beads, timestep_fs, max_steps, np.random.default_rng(seed))
     with progress_bar("labels", progress) as bar:
         reason = "the budget is spent"
         while len(store) < budget:
-            if (
-                goal is not None
-                and len(run.errors) >= RECENT
-                and np.sqrt(np.mean(np.square(run.errors[-RECENT:]))) < goal
-            ):
+            if goal is not None and run.recent_error < goal:
                 reason = f"the error of the last {RECENT} labels is below {1e3 * goal:g} meV/Å"
                 break
             if not run.round():
@@ -152,15 +157,15 @@ def learn_actively(
     return Outcome(run.growing.force_field, run.growing.dataset, run.errors, len(store.failed), reason)
 
 
-def _begin(store: "Labelled", structure: Atoms, budget: int, first: int, seed: int) -> None:
-    """The structure and some that are shaken from it; the same ones where it is called again."""
-    rng = np.random.default_rng([seed, 1])
-    widths = np.linspace(*SHAKEN, max(1, first - 1))
-    shaken = [structure.positions] + [structure.positions + rng.normal(0, w, structure.positions.shape) for w in widths]
-    for positions in shaken[:first]:
-        if len(store) >= min(first, budget):
+def _begin(store: "Labelled", structure: Atoms, first: int, seed: int) -> None:
+    """The structure and some that are shaken from it, until there are enough; the same where it is called again."""
+    rng, known = np.random.default_rng([seed, 1]), store.frames + store.failed
+    for k in count():
+        if len(store) >= first:
             return
-        if not any(np.allclose(positions, atoms.positions, atol=1e-7) for atoms in store.frames):
+        width = np.interp(k, [1, max(2, first - 1)], SHAKEN) if k else 0.0
+        positions = structure.positions + rng.normal(0.0, 1.0, structure.positions.shape) * width
+        if not any(np.allclose(positions, atoms.positions, atol=1e-7) for atoms in known):
             store.label(positions)
 
 
@@ -172,9 +177,13 @@ class Labelled:
     path : path
     structure : Atoms
     calculator : ASE calculator
+    baseline : Baseline, optional
+        What fails with it is not labelled.
     """
 
-    def __init__(self, path: str | Path, structure: Atoms, calculator: BaseCalculator):
+    def __init__(
+        self, path: str | Path, structure: Atoms, calculator: BaseCalculator, baseline: Baseline | None = None
+    ):
         self.path = check_writable(path, ".extxyz")
         self.beside = self.path.with_name(f"{self.path.stem}.failed.extxyz")
         missing = {"energy", "forces"} - set(calculator.implemented_properties)
@@ -184,12 +193,15 @@ class Labelled:
             )
         self.structure, self.calculator = structure.copy(), calculator
         self.structure.set_constraint()
+        self.baseline = baseline
         self.frames: list[Atoms] = self._read(self.path)
         self.failed: list[Atoms] = self._read(self.beside)
         self.in_a_row = 0
 
     def _read(self, path: Path) -> list[Atoms]:
-        frames = ase.io.read(path, ":", format="extxyz") if path.exists() else []
+        frames = []
+        if path.exists():
+            frames = read(path).to_atoms() if path == self.path else ase.io.read(path, ":", format="extxyz")
         if frames and not np.array_equal(frames[0].numbers, self.structure.numbers):
             raise DataError(f"{path}: geometries of {frames[0].get_chemical_formula()}, not of the structure given")
         return frames
@@ -204,12 +216,12 @@ class Labelled:
     def retry(self, budget: int) -> None:
         """Label what failed in an earlier run."""
         for atoms in self.failed[:]:
-            if len(self) < budget:
-                self.failed.remove(atoms)
+            if len(self) < budget and self.label(atoms.positions, atoms.cell.array, again=True):
+                self.failed = [one for one in self.failed if one is not atoms]
                 self._write(self.beside, self.failed)
-                self.label(atoms.positions, atoms.cell.array)
+        self.in_a_row = 0
 
-    def label(self, positions: np.ndarray, cell: np.ndarray | None = None) -> Dataset | None:
+    def label(self, positions: np.ndarray, cell: np.ndarray | None = None, again: bool = False) -> Dataset | None:
         """Compute, write and give the labels of a geometry; None where the calculator fails.
 
         Raises
@@ -223,8 +235,12 @@ class Labelled:
             atoms.cell = cell
         wants_stress = bool(atoms.pbc.all()) and "stress" in self.calculator.implemented_properties
         try:
+            if self.baseline is not None:  # which is cheaper
+                self.baseline.evaluate(atoms.numbers, atoms.positions[None], atoms.cell.array, atoms.pbc)
             found = labels_of([self.calculator], atoms, wants_stress)
         except BaselineError as error:
+            if again:
+                return None
             self.failed.append(atoms)
             self._write(self.beside, self.failed)
             self.in_a_row += 1
@@ -303,10 +319,10 @@ class _Run:
                 self.calm += 1
                 continue
             self.calm = 0
-            prediction = self.growing.force_field.predict(positions, cell).forces
             one = self.store.label(positions, cell)
             if one is None:
                 continue
+            prediction = self.growing.force_field.predict(one.positions[0], cell).forces
             error = float(np.sqrt(((prediction - one.forces[0]) ** 2).mean()))
             self.errors.append(error)
             self.account = (
@@ -377,8 +393,8 @@ class _Run:
             cells = np.repeat(state["cells"], self.n_beads, axis=0)
         energies = np.asarray(field.predict(beads, cells).energy).reshape(WALKERS, -1).mean(1)
         hot = energies > self._highest(temperature)
-        for name in ("q", "p"):
-            state[name] = np.where(hot[:, None, None, None], fresh[name], state[name])
+        for name in {"q", "p", "cells"} & set(state):
+            state[name] = np.where(hot.reshape(-1, *[1] * (fresh[name].ndim - 1)), fresh[name], state[name])
         dynamics.start_from(state)
         return dynamics
 
@@ -399,8 +415,5 @@ class _Run:
     def _walker(self, temperature: float) -> Atoms:
         cool = np.flatnonzero(self.growing.dataset.energy <= self._highest(temperature))
         atoms = self.store.frames[self.rng.choice(cool)].copy()
-        thermalize_momenta(atoms, temperature_K=temperature, rng=self.rng)
-        Stationary(atoms)
-        if not atoms.pbc.any():
-            ZeroRotation(atoms)
+        set_thermal_momenta(atoms, temperature, self.rng)
         return atoms

@@ -117,9 +117,10 @@ def _train(options: argparse.Namespace) -> None:
     force_field = fit(training, validation=validation, checkpoint=checkpoint, resume=options.resume, **settings)
     seconds = time.perf_counter() - start
     if is_first():
+        force_field.save(options.output)
         if options.uncertainty:
             force_field = with_uncertainty(force_field, training, validation)
-        force_field.save(options.output)
+            force_field.save(options.output)
         checkpoint.unlink(missing_ok=True)
         print(f"{options.output}: {_describe(force_field)}; trained in {seconds:.1f} s{_account(force_field)}")
         _judge(force_field, training, validation, options.plot)

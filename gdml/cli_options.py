@@ -1,6 +1,7 @@
 """Arguments, and types of them, that several commands share."""
 
 import argparse
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -31,8 +32,12 @@ def baseline_cache(data: Path, baseline: object) -> Path | None:
     """Where labels of a baseline are kept: beside the data, if one can write there."""
     if baseline is None or not os.access(data.parent, os.W_OK):
         return None
-    name = re.sub(r"[^a-z0-9]+", "-", str(as_baseline(baseline)).lower()).strip("-")
-    return data.with_name(f"{data.name.split('.')[0]}.{name}.npz")
+    text = str(as_baseline(baseline))
+    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    if name != text:  # options may differ in what a name cannot have
+        name += f"-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    path = data.with_name(f"{data.stem}.{name}.npz")
+    return None if path.exists() and not os.access(path, os.W_OK) else path
 
 
 def read_data(path: Path, options: argparse.Namespace) -> Dataset:

@@ -58,8 +58,7 @@ def curve(options: argparse.Namespace) -> None:
     if options.output:
         found.save(options.output)
     if options.plot:
-        medians = [sorted(draws, key=lambda one: one.forces_mae)[len(draws) // 2] for draws in found.metrics]
-        plots.plot_learning_curve(found.sizes, medians, options.plot)
+        plots.plot_learning_curve(found.sizes, found.median_draws, options.plot)
 
 
 def distill(options: argparse.Namespace) -> None:
@@ -67,6 +66,7 @@ def distill(options: argparse.Namespace) -> None:
     check_writable(options.output, ".npz")
     if options.samples:
         check_writable(options.samples)
+    held = read_data(options.test, options) if options.test else None
     teacher = load(options.model)
     start = read_data(options.start, options)
     found = distill_from(
@@ -77,17 +77,15 @@ def distill(options: argparse.Namespace) -> None:
         timestep_fs=options.timestep,
         seed=options.seed,
         progress=not options.quiet,
+        keep=options.samples,
     )
     found.force_field.save(options.output)
-    if options.samples:
-        found.samples.write(options.samples)
     print(f"{options.output}: {found.force_field}; against its teacher: {found.against_teacher}")
     ratio = found.ms_teacher / found.ms_student
     print(
         f"one geometry takes {found.ms_student:.2f} ms, its teacher {found.ms_teacher:.2f} ms: {ratio:.1f} times faster"
     )
-    if options.test:
-        held = read_data(options.test, options)
+    if held is not None:
         for name, field in (("teacher", teacher), ("student", found.force_field)):
             print(f"{name} against the reference: {evaluate(field, held)}")
 
@@ -99,7 +97,9 @@ def learn(options: argparse.Namespace) -> None:
     (term, *more) = as_baseline(options.calculator).terms
     if more:
         raise DataError(f"the reference is one calculator, not the sum {options.calculator}")
-    labels = options.labels or options.output.with_suffix(".extxyz")
+    labels = options.labels or options.output.with_suffix(".labels.extxyz")
+    if labels.exists() and labels.samefile(options.structure):
+        raise DataError(f"{labels} is the structure to start from; give another file for the labels")
     found = learn_actively(
         structure,
         term.make(),
@@ -192,7 +192,9 @@ def _add_learn(commands) -> None:
     help_text = "the reference, by a name as of --baseline; other ASE calculators by gdml.learn_actively"
     parser.add_argument("--calculator", required=True, metavar="NAME", help=help_text)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="MODEL", help="model file to write (.npz)")
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="where labels are kept (beside the model, .extxyz)")
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE", help="where labels are kept (beside the model, .labels.extxyz)"
+    )
     parser.add_argument("--budget", type=int, default=50, metavar="N", help="labels in all (50)")
     parser.add_argument("--temperature", type=_numbers, default=[300.0], metavar="K[,K]", help="of the dynamics (300)")
     parser.add_argument("--beads", type=int, default=1, metavar="P", help="more than one: path integrals (1)")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .baselines import as_baseline
 from .dataset import Dataset
 from .errors import DataError
 from .metrics import Metrics, evaluate
@@ -34,9 +35,10 @@ class LearningCurve:
     metrics: list[list[Metrics]]
     n_test: int
 
-    def medians(self, name: str = "forces_mae") -> list[float]:
-        """Of one of the figures of `Metrics`, over the draws."""
-        return [float(np.median([getattr(one, name) for one in draws])) for draws in self.metrics]
+    @property
+    def median_draws(self) -> list[Metrics]:
+        """Of each size, the draw with the median of the force MAE, the lower one of two."""
+        return [sorted(draws, key=lambda one: one.forces_mae)[(len(draws) - 1) // 2] for draws in self.metrics]
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, in eV and Å.
@@ -55,9 +57,9 @@ class LearningCurve:
 
     def __str__(self) -> str:
         rows = [f"{'n':>6s}  force MAE (meV/Å), median and all of {len(self.metrics[0])} draws"]
-        for size, median, draws in zip(self.sizes, self.medians(), self.metrics):
+        for size, median, draws in zip(self.sizes, self.median_draws, self.metrics):
             each = ", ".join(f"{1e3 * one.forces_mae:.2f}" for one in draws)
-            rows.append(f"{size:6d}  {1e3 * median:8.2f}   {each}")
+            rows.append(f"{size:6d}  {1e3 * median.forces_mae:8.2f}   {each}")
         return "\n".join(rows)
 
 
@@ -83,7 +85,8 @@ def learning_curve(
     repeats : int
         Draws of the training geometries of each size.
     method : str
-        How they are drawn: "random", or another one of `gdml.select`.
+        How they are drawn: "random", or another one of `gdml.select`; "farthest" and "pivoted" draw
+        one set only.
     seed : int
     progress : bool
     **options
@@ -98,7 +101,7 @@ def learning_curve(
     DataError
         If there are too few geometries.
     """
-    sizes = sorted({int(n) for n in sizes})
+    sizes, repeats = sorted({int(n) for n in sizes}), repeats if method in ("random", "energy") else 1
     n_test = min(500, len(dataset) - max(sizes, default=0)) if n_test is None else n_test
     if not sizes or sizes[0] < 2 or repeats < 1 or not 1 <= n_test <= len(dataset) - sizes[-1]:
         raise DataError(
@@ -108,11 +111,13 @@ def learning_curve(
     held = dataset.sample(n_test, seed=seed, strata=None)
     test, pool = dataset[held], dataset[np.setdiff1d(np.arange(len(dataset)), held)]
     metrics: list[list[Metrics]] = []
+    options["baseline"] = as_baseline(options.get("baseline"))  # once, so that it remembers
+    symmetric = {key: options[key] for key in ("symmetry", "reference") if options.get(key) is not None}
     with progress_bar("learning curve", progress) as bar:
         for size in sizes:
             metrics.append([])
             for draw in range(repeats):
-                training = pool[np.sort(select(pool, size, method=method, seed=seed + draw))]
+                training = pool[np.sort(select(pool, size, method=method, seed=seed + draw, **symmetric))]
                 metrics[-1].append(evaluate(fit(training, **options), test))
                 if bar:
                     bar(len(metrics) * repeats - repeats + draw + 1, len(sizes) * repeats)

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.md.velocitydistribution import Stationary, ZeroRotation, thermalize_momenta
 
 from .dataset import Dataset, read
 from .dynamics import RingPolymerMD
-from .errors import DataError, DynamicsError, ExtrapolationWarning, GDMLError
+from .dynamics.classical import check_temperatures, set_thermal_momenta
+from .errors import DataError, DynamicsError, ExtrapolationWarning
 from .force_field import ForceField
 from .metrics import Metrics, evaluate
 from .progress import progress_bar
@@ -59,6 +59,7 @@ def distill(
     timestep_fs: float = 0.5,
     seed: int = 0,
     progress: bool = False,
+    keep: str | Path | None = None,
     **options: Any,
 ) -> Distilled:
     """Train a force field without baseline on what one with a baseline says; no reference calculation is needed.
@@ -75,6 +76,8 @@ def distill(
     timestep_fs : float
     seed : int
     progress : bool
+    keep : path, optional
+        Where to write the samples, before the training.
     **options
         As of `gdml.fit`.
 
@@ -92,11 +95,14 @@ def distill(
     if n < 20:
         raise DataError(f"{n} samples are too few to distill from; take at least 20, best some thousand")
     start = start if isinstance(start, Dataset) else read(start)
+    teacher.check_atoms(start.numbers)
+    check_temperatures(temperatures)
     samples = sample(
         teacher, start, n, temperatures=temperatures, timestep_fs=timestep_fs, seed=seed, progress=progress
     )
-    rng = np.random.default_rng(seed)
-    samples = samples[rng.permutation(n)]
+    if keep is not None:
+        samples.write(keep)
+    samples = samples[np.random.default_rng(seed).permutation(n)]
     n_held = max(5, int(JUDGED * n))
     training, held = samples[: n - n_held], samples[n - n_held :]
     student = fit(training, validation=held, symmetry=teacher.group, progress=progress, **options)
@@ -139,7 +145,7 @@ def sample(
                             bar(len(found), n)
                         if len(found) == goal:
                             break
-                except GDMLError as error:
+                except (DataError, DynamicsError) as error:  # of geometries, as those of walkers that fly apart
                     failures += 1
                     if failures > RESTARTS + len(found) // RESTARTS:
                         raise DynamicsError(
@@ -154,10 +160,7 @@ def _walkers(start: Dataset, temperature: float, rng: np.random.Generator) -> li
     for k in rng.integers(len(start), size=WALKERS):
         (atoms,) = start[int(k)].to_atoms()
         atoms.calc = None
-        thermalize_momenta(atoms, temperature_K=temperature, rng=rng)
-        Stationary(atoms)
-        if not atoms.pbc.any():
-            ZeroRotation(atoms)
+        set_thermal_momenta(atoms, temperature, rng)
         walkers.append(atoms)
     return walkers
 
@@ -193,6 +196,7 @@ def _milliseconds(force_field: ForceField, positions: np.ndarray, cells: np.ndar
     """Median time of a prediction for one geometry."""
     times = []
     for k, one in enumerate(positions):
+        one = one + 1e-6  # which a baseline has not seen yet
         start = time.perf_counter()
         force_field.predict(one, None if cells is None else cells[k])
         times.append(1e3 * (time.perf_counter() - start))

@@ -92,6 +92,10 @@ class MissingExtraError(GDMLError, ImportError):
 
     def __init__(self, package: str, purpose: str, extra: str):
         super().__init__(f"{purpose} needs {package}; install it with: pip install 'gdml[{extra}]'")
+        self.given = package, purpose, extra
+
+    def __reduce__(self):  # as other processes get it
+        return type(self), self.given
 
 
 class GDMLWarning(UserWarning):

@@ -6,12 +6,13 @@ from typing import Any
 import torch
 
 from .dataset import Dataset
+from .errors import FitError
 from .force_field import ForceField
 from .region import is_of_pairs, ranges_of
 from .training import fit
 from .uncertainty import labels_of_field, scaled_by_left_out, with_uncertainty
 
-MOST_UNKNOWNS = 20_000  # of what is grown: beyond, its inverse factor would take gigabytes
+MOST_UNKNOWNS = 8_000  # of what is grown: a few matrices of this order take gigabytes
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Growing:
     @staticmethod
     def start(dataset: Dataset, **options: Any) -> "Growing":
         """Train from scratch; options as of `gdml.fit`."""
-        force_field = fit(dataset, solver="cholesky", **options)
+        force_field = fit(dataset, **{"solver": "cholesky"} | options)
         return Growing(with_uncertainty(force_field, dataset, most_unknowns=MOST_UNKNOWNS), dataset)
 
     def add(self, one: Dataset) -> "Growing":
@@ -43,9 +44,11 @@ class Growing:
         Raises
         ------
         FitError
-            If it is nearly equal to one that is there.
+            If it is nearly equal to one that is there; if there are too many labels, or stress.
         """
         before, dataset = self.force_field, self.dataset.joined(one)
+        if not before.posterior.is_exact or before.details.get("use_stress"):
+            raise FitError("a force field of so many labels, or of stress, cannot take in one more; train again")
         labels = labels_of_field(before, self._differences(one))
         posterior = before.posterior.grown(labels.features.x, labels.duals(torch.tensor([0])))
         everything = labels_of_field(before, self._differences(dataset))

@@ -232,7 +232,7 @@ def learn(
     errors = {"grid": grid.error, "learned": error}
     if not error < grid.error:
         grid, n_judged = for_more(plan, training, validation, grid, len(searched(plan, training)), n_all)
-        return Metric(plan.descriptor, plan.kernel, grid, errors, {}, [], history, n_judged)
+        return Metric(plan.descriptor, plan.kernel, grid, errors, {}, [], history, max(n_judged, len(judging)))
     weights = dict(zip(problem.names, np.exp(theta - problem.start).tolist()))
     learned = plan.with_descriptor(found.descriptor)
     found, n_judged = for_more(learned, training, validation, found._replace(error=error), len(few), n_all)

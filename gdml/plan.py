@@ -204,6 +204,8 @@ def for_more(
         best *= 0.5
     judge(best / math.sqrt(2.0))
     best = min(errors, key=errors.get)
+    if not math.isfinite(errors[best]):
+        return chosen, n_before
     power = max(STEEPEST, math.log(best) / math.log(len(judging) / n_before))
     further = (n_all / len(judging)) ** power if n_all > MANY * len(judging) else 1.0
     found = chosen._replace(length_scale=further * best * chosen.length_scale, error=errors[best])

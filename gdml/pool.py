@@ -75,6 +75,8 @@ def select(
     if method not in METHODS:
         raise FitError(f"the method is one of {', '.join(METHODS)}, not {method!r}")
     start = np.unique(np.asarray(start, dtype=int))
+    if len(start) and not 0 <= start[0] <= start[-1] < len(pool):
+        raise DataError(f"start has places {start[0]} to {start[-1]}, and the pool has 0 to {len(pool) - 1}")
     if not 0 < n <= len(pool) - len(start):
         raise DataError(
             f"{n} geometries were asked for, but the pool has {len(pool) - len(start)}"

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from .dataset import Dataset
 from .errors import DataError, FitError
 from .force_field import ForceField
@@ -28,6 +30,12 @@ def hold_out(dataset: Dataset, most: int = 200) -> tuple[Dataset, Dataset]:
     DataError
         With fewer than five geometries.
     """
+    rest, held = split(dataset, most)
+    return dataset[rest], dataset[held]
+
+
+def split(dataset: Dataset, most: int = 200) -> tuple[list[int], np.ndarray]:
+    """The same as places of geometries."""
     n = len(dataset)
     if n < MIN_FRAMES:
         raise DataError(
@@ -36,7 +44,7 @@ def hold_out(dataset: Dataset, most: int = 200) -> tuple[Dataset, Dataset]:
         )
     held = dataset.sample(min(max(1, n // 5), most), seed=0)
     rest = [i for i in range(n) if i not in set(held.tolist())]
-    return dataset[rest], dataset[held]
+    return rest, held
 
 
 def choose(

@@ -41,7 +41,7 @@ from .plan import (
     symmetry_of,
 )
 from .processes import Shares, Team, own_device
-from .selection import GRID, MIN_FRAMES, hold_out
+from .selection import GRID, MIN_FRAMES, hold_out, split
 from .solution import ForceMonitor, Method
 from .symmetry import Environments, PermutationGroup
 
@@ -258,20 +258,21 @@ class Given:
         parts = (self.dataset, self.validation)
         return team.agree(lambda: tuple(p and baseline.difference(p, cache=cache, progress=progress) for p in parts))
 
-    def split(self) -> tuple[Dataset, Dataset]:
-        return hold_out(self.dataset) if self.validation is None else (self.dataset, self.validation)
-
 
 def _compared(plan: Plan, direct: Given, difference: Given, baseline: Baseline) -> dict[str, object]:
     """Errors on held-out geometries with a baseline and without, both of small trainings."""
     if difference.validation is None and len(difference.dataset) < MIN_FRAMES:
         return {}
-    errors = {}
+    errors, most = {}, most_searched(plan, unknowns=MAX_COMPARED)
+    frames, held = (np.arange(len(direct.dataset)), None) if direct.validation else split(direct.dataset)
+    frames = np.random.default_rng(0).permutation(frames)[:most]
     for name, given in {"without": direct, "with": difference}.items():
-        training, validation = given.split()
-        most = most_searched(plan, unknowns=MAX_COMPARED)
-        training = training[training.sample(most, strata=None)] if len(training) > most else training
-        errors[name] = choose_by_grid(plan, training, validation, False).error
+        training = given.dataset[frames]
+        validation = given.validation if held is None else given.dataset[held]
+        try:
+            errors[name] = choose_by_grid(plan, training, validation, False).error
+        except FitError:  # there is no length scale for it
+            errors[name] = float("inf")
     if errors["with"] >= errors["without"]:
         warnings.warn(
             f"the baseline {baseline} does not help: with {len(training)} geometries, the force error (RMSE) on "

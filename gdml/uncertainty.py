@@ -16,6 +16,7 @@ from .pool import farthest
 from .posterior import MOST_UNKNOWNS, NORMAL_90, Posterior, scale_of
 
 FEWEST = 2  # geometries that variances can be taken from
+FEWEST_ENERGIES = 5  # that tell a scale of energies
 
 
 def with_uncertainty(
@@ -56,9 +57,11 @@ def with_uncertainty(
     fingerprint = force_field.details.get("fingerprint")
     if fingerprint is not None and fingerprint != dataset.fingerprint:
         raise DataError("these are not the geometries and labels that the force field was trained on")
-    difference = dataset if force_field.baseline is None else force_field.baseline.difference(dataset)
     chosen = _chosen(force_field, dataset, most_unknowns)
-    labels = labels_of_field(force_field, difference[chosen])
+    used = dataset[chosen]
+    labels = labels_of_field(
+        force_field, used if force_field.baseline is None else force_field.baseline.difference(used)
+    )
     posterior = Posterior(
         force_field.kernel,
         force_field.reference_action,
@@ -100,9 +103,9 @@ def scaled_by_left_out(posterior: Posterior, labels: Labels) -> Posterior:
     inner = covariances[:, first:, first:]
     variances = torch.einsum("kir,krs,kis->ki", labels.basis, inner, labels.basis)
     scale = scale_of(errors.numpy(), variances.clamp(min=0.0).sqrt().numpy())
-    return replace(
-        posterior, scale=scale, energy_scale=scale, calibration=f"leave-one-out of {len(residuals)} geometries"
-    )
+    typical = float(errors.square().mean(1).sqrt().median())
+    calibration = f"leave-one-out of {len(residuals)} geometries"
+    return replace(posterior, scale=scale, energy_scale=scale, calibration=calibration, typical=typical)
 
 
 def _scaled_by(force_field: ForceField, held_out: Dataset) -> ForceField:
@@ -111,7 +114,7 @@ def _scaled_by(force_field: ForceField, held_out: Dataset) -> ForceField:
     found = force_field.uncertainty(held_out.positions, held_out.periodic_cell)
     scale = before.scale * scale_of(prediction.forces - reference, found.forces)
     energy_scale = scale
-    if held_out.energy is not None:
+    if held_out.energy is not None and len(held_out) >= FEWEST_ENERGIES:
         errors = prediction.energy - held_out.energy
         energy_scale = before.energy_scale * scale_of(errors - errors.mean(), found.energy)
     calibration = f"{len(held_out)} held-out geometries"

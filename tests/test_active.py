@@ -8,6 +8,7 @@ from ase.calculators.calculator import Calculator
 
 import gdml
 from gdml import learn_actively as learn
+from gdml.cli import main
 from gdml.errors import ConvergenceError, DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore::gdml.errors.GDMLWarning")
@@ -78,11 +79,33 @@ def test_a_reference_that_always_fails_is_given_up(structure, force_field, tmp_p
     assert len(ase.io.read(tmp_path / "labels.extxyz", ":")) == 2
 
 
-def test_ends_at_the_goal_or_where_all_is_known(structure, force_field, tmp_path):
-    options = {"budget": 40, "temperatures": (100,), "max_steps": 60, **FIXED}
-    found = learn(structure, Reference(force_field), tmp_path / "a.extxyz", goal=10.0, **options)
-    assert found.reason.startswith("the error of the last 10 labels is below 10000 meV/Å")
-    assert len(found.errors) == 10
+@pytest.mark.parametrize(
+    "temperature, goal, reason",
+    [
+        (800, 10.0, "the error of the last 10 labels is below 10000 meV/Å"),
+        (1, None, "dynamics at 1 K find nothing uncertain any more"),
+    ],
+)
+def test_ends_at_the_goal_or_where_all_is_known(structure, force_field, tmp_path, temperature, goal, reason):
+    options = {"budget": 40, "temperatures": (temperature,), "max_steps": 60, "goal": goal, **FIXED}
+    found = learn(structure, Reference(force_field), tmp_path / "labels.extxyz", **options)
+    assert found.reason == reason and len(found.dataset) < 40
+
+
+def test_what_fails_with_the_baseline_is_not_paid_for(structure, force_field, tmp_path):
+    class Fails(Reference):
+        pass
+
+    reference, baseline = Reference(force_field), Fails(force_field, fails=[2])
+    found = learn(structure, reference, tmp_path / "l.extxyz", budget=6, max_steps=40, baseline=baseline, **FIXED)
+    assert reference.n == len(found.dataset) and found.failed == 1
+
+
+def test_a_structure_file_is_no_file_of_labels(structure, tmp_path, capsys):
+    data = tmp_path / "m.labels.extxyz"
+    ase.io.write(data, Atoms(structure.numbers, structure.positions))
+    assert main(["learn", str(data), "--calculator", "zbl", "-o", str(tmp_path / "m.npz")]) == 3
+    assert "is the structure to start from" in capsys.readouterr().err and len(ase.io.read(data, ":")) == 1
 
 
 def test_path_integrals_and_baselines(structure, force_field, tmp_path):
@@ -107,7 +130,7 @@ class EnergyOnly(Calculator):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"budget": 3}, "a budget of 3 geometries does not suffice for 5"),
+        ({"budget": 3}, "5 geometries to begin with.* budget|there are 5 geometries to begin with"),
         ({"calculator": EnergyOnly()}, "EnergyOnly has no forces"),
         ({"structure": Atoms("H2", [[0, 0, 0], [0, 0, 0.75]])}, "not of the structure given"),
     ],

@@ -1,6 +1,7 @@
 """Baselines: their own forces, what is added and subtracted, files, and what goes wrong."""
 
 import json
+import pickle
 import sys
 
 import numpy as np
@@ -14,7 +15,7 @@ from ase.calculators.lj import LennardJones
 from ase.units import Bohr, Hartree
 
 import gdml
-from gdml.baselines import ZBL, FixedCharges, as_baseline
+from gdml.baselines import ZBL, FixedCharges, as_baseline, catalogue
 from gdml.cli import main
 from gdml.data import ethanol
 from gdml.errors import BaselineError, BaselineWarning, FormatError, MissingExtraError, ModelMismatchError
@@ -122,6 +123,7 @@ def test_names(text, names):
         ("gfn3", "unknown baseline 'gfn3'; known: gfn1-xtb"),
         ("zbl(3)", "not of the form option=value"),
         ("zbl + ", "not of the form name"),
+        ("lj(epsilon=", "not of the form name"),
         (3, "a name or an ASE calculator, not 3"),
         ([], "an empty list"),
     ],
@@ -139,6 +141,7 @@ def test_what_is_no_baseline_is_refused(given, message):
         ("coulomb(C=1)", "no charge for H, O"),
         ("zbl(radius=5)", "cannot be made: TypeError"),
         ("d4", "needs the functional"),
+        ("lj(eps=5.0)", "LennardJones does not know eps; its options are"),
         (EnergyOnly(), "EnergyOnly has no forces"),
         (Counting(value=np.nan), "gave NaN or infinite values"),
         (Counting(fails=[5]), "failed on frame 4 .Counting: RuntimeError: no convergence.; leave such frames out"),
@@ -156,22 +159,42 @@ def test_a_missing_package_is_named(frames, monkeypatch, package, name):
         gdml.fit(frames[:10], baseline=name, length_scale=20.0)
 
 
-def test_labels_are_cached_and_none_is_computed_twice(frames, tmp_path):
+@pytest.fixture
+def named(monkeypatch):
+    """A name for whatever calculator is put into the list."""
+    made = []
+    monkeypatch.setitem(catalogue.BY_NAME, "counting", lambda: made[-1])
+    return made
+
+
+def test_labels_are_cached_and_none_is_computed_twice(frames, tmp_path, named):
+    """But one, to see that the file has what is found today."""
     path, first, second = tmp_path / "labels.npz", Counting(), Counting()
-    labels = as_baseline(first).labels(frames[:10], cache=path)
-    again = as_baseline(second).labels(frames[:14], cache=path)
-    assert (first.n, second.n) == (10, 4)
+    named.append(first)
+    labels = as_baseline("counting").labels(frames[:10], cache=path)
+    named.append(second)
+    again = as_baseline("counting").labels(frames[:14], cache=path)
+    assert (first.n, second.n) == (10, 5)
     np.testing.assert_array_equal(labels.forces, again.forces[:10])
     with pytest.raises(FormatError, match="no labels of the baseline zbl"):
         as_baseline("zbl").labels(frames[:2], cache=path)
+    with pytest.raises(FormatError, match="labels of 9 atoms, not of 2"):
+        as_baseline("counting").labels(gdml.read(molecule("N2")), cache=path)
+    named.append(Counting(value=1.0))
+    with pytest.raises(BaselineError, match="labels of another version of counting; delete this file"):
+        as_baseline("counting").labels(frames[:2], cache=path)
+    with pytest.raises(BaselineError, match="would not know its settings"):
+        as_baseline(Counting()).labels(frames[:2], cache=tmp_path / "other.npz")
 
 
-def test_labels_of_the_other_frames_are_kept_where_one_fails(frames, tmp_path):
-    path, second = tmp_path / "labels.npz", Counting()
+def test_labels_of_the_other_frames_are_kept_where_one_fails(frames, tmp_path, named):
+    path = tmp_path / "labels.npz"
+    named.append(Counting(fails=[7]))
     with pytest.raises(BaselineError, match="frame 6"):
-        as_baseline(Counting(fails=[7])).labels(frames[:10], cache=path)
-    as_baseline(second).labels(frames[:10], cache=path)
-    assert second.n == 1
+        as_baseline("counting").labels(frames[:10], cache=path)
+    named.append(Counting())
+    as_baseline("counting").labels(frames[:10], cache=path)
+    assert named[-1].n == 2  # the missing one, and the check
 
 
 def test_labels_by_several_processes_are_the_same(frames, monkeypatch):
@@ -232,6 +255,14 @@ def test_stress_of_a_crystal_is_a_sum(tmp_path):
     atoms = frames[0].copy()
     atoms.calc = gdml.GDMLCalculator(tmp_path / "m.npz", warn_outside=False)
     np.testing.assert_allclose(atoms.get_stress(), calculate_numerical_stress(atoms, 1e-5), atol=1e-6)
+
+
+def test_copies_for_other_processes(frames, field):
+    again = pickle.loads(pickle.dumps(field.baseline))
+    found, expected = (one.evaluate(frames.numbers, frames.positions[:3]).forces for one in (again, field.baseline))
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(MissingExtraError, match="needs tblite"):
+        raise pickle.loads(pickle.dumps(MissingExtraError("tblite", "this", "xtb")))
 
 
 def test_files_keep_names_and_examples(frames, field, tmp_path):

@@ -92,6 +92,7 @@ CASES = {
     "none": TIGHT | {"preconditioner": "none"},
     "no neighbours": TIGHT | {"neighbours": 0},
     "energies": TIGHT | {"use_energy": True},
+    "baseline": TIGHT | {"baseline": "zbl"},
     "translations": TIGHT | {"length_scale": 2.0, "use_energy": True, "neighbours": 2},
 }
 

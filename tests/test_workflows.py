@@ -18,7 +18,7 @@ FIXED = {"descriptor": "inverse-distances", "length_scale": 20.0}
 def test_learning_curves(frames, tmp_path):
     curve = gdml.learning_curve(frames[:120], [40, 10], n_test=60, repeats=2, **FIXED)
     assert curve.sizes == [10, 40] and [len(d) for d in curve.metrics] == [2, 2]
-    first, second = curve.medians()
+    first, second = (one.forces_mae for one in curve.median_draws)
     assert second < 0.6 * first
     assert all(one.n_frames == 60 for draws in curve.metrics for one in draws)
     curve.save(tmp_path / "curve.json")
@@ -101,7 +101,7 @@ def test_active_learning_from_the_command_line(frames, tmp_path, capsys):
     assert main(["learn", str(data), *arguments]) == 0
     out = capsys.readouterr().out
     assert "9 labels: " in out and "9 labels in" in out
-    assert len(ase.io.read(tmp_path / "m.extxyz", ":")) == 9
+    assert len(ase.io.read(tmp_path / "m.labels.extxyz", ":")) == 9
     assert gdml.load(model).uncertainty(frames.positions[0]).forces.shape == (9, 3)
 
 

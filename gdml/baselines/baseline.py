@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from ase import Atoms
 from ase.calculators.calculator import BaseCalculator, Calculator
 
 from ..dataset import Dataset
@@ -44,6 +45,9 @@ class Baseline:
     example: Example | None = None
     _memory: Memory = field(default_factory=Memory, repr=False)
     _lock: object = field(default_factory=threading.RLock, repr=False)  # calculators have a state
+
+    def __reduce__(self):
+        return Baseline, (self.terms, self.example)  # locks and calculators of this process stay here
 
     def __str__(self) -> str:
         return " + ".join(map(str, self.terms))
@@ -117,15 +121,21 @@ class Baseline:
         Raises
         ------
         BaselineError, MissingExtraError
-            As `evaluate`; the message names the frames. Labels of the others are in the cache.
+            As `evaluate`; the message names the frames. Labels of the others are in the cache. Also for a
+            cache of a calculator that was given as an object, or of another version.
         FormatError, OutputError
             For a cache of something else, or that cannot be written.
         """
         self.check()
-        file = LabelFile(cache, str(self))
+        if cache is not None and any(term.given is not None for term in self.terms):
+            raise BaselineError(
+                f"labels of {self} cannot be kept in a file, which would not know its settings; leave cache out"
+            )
+        file = LabelFile(cache, str(self), dataset.n_atoms)
         frames = geometries(dataset.numbers, dataset.positions, dataset.periodic_cell, dataset.pbc)
         keys = [key_of(one) for one in frames]
         known = [self._memory.get(key, stress) or file.get(key, stress) for key in keys]
+        self._check_file(file, frames, keys)
         places = [k for k, labels in enumerate(known) if labels is None]
         failed = {}
         try:
@@ -149,7 +159,18 @@ class Baseline:
             self._memory.put(key, labels)
         return stacked(known, stress)
 
-    def _of(self, atoms, stress: bool) -> BaselineLabels:
+    def _check_file(self, file: LabelFile, frames: Sequence[Atoms], keys: Sequence[str]) -> None:
+        """Raise where a file has other labels for the first of its frames than are found today."""
+        for atoms, key in zip(frames, keys):
+            labels = file.get(key, False)
+            if labels is not None:
+                with self._lock:
+                    today = labels_of(self._calculators, atoms, False)
+                if np.abs(today.forces - labels.forces).max() > SAME:
+                    raise BaselineError(f"{file.path}: labels of another version of {self}; delete this file")
+                return
+
+    def _of(self, atoms: Atoms, stress: bool) -> BaselineLabels:
         key = key_of(atoms)
         with self._lock:
             labels = self._memory.get(key, stress)
@@ -181,7 +202,7 @@ class Baseline:
             positions=atoms.positions.tolist(),
             cell=atoms.cell.tolist() if atoms.pbc.any() else None,
             pbc=atoms.pbc.tolist(),
-            forces=self._of(atoms, False).forces.tolist(),
+            forces=labels_of(self._calculators, atoms, False).forces.tolist(),
         )
         return replace(self, example=example)
 

@@ -23,9 +23,24 @@ def _tblite(method: str) -> Callable[..., Calculator]:
             from tblite.ase import TBLite
         except ImportError as error:
             raise MissingExtraError("tblite", f"the baseline {method.lower()}", "xtb") from error
-        return TBLite(**{"method": method, "verbosity": 0, "accuracy": ACCURACY} | options)
+        return _checked(TBLite, {"method": method, "verbosity": 0, "accuracy": ACCURACY} | options)
 
     return make
+
+
+def _lj(**options) -> Calculator:
+    return _checked(LennardJones, options)
+
+
+def _checked(calculator: type[Calculator], options: Options) -> Calculator:
+    """A calculator that would take unknown options without a word."""
+    unknown = sorted(set(options) - set(calculator.default_parameters))
+    if unknown:
+        raise BaselineError(
+            f"{calculator.__name__} does not know {', '.join(unknown)}; its options are "
+            f"{', '.join(calculator.default_parameters)}"
+        )
+    return calculator(**options)
 
 
 def _d3(**options) -> Calculator:
@@ -57,7 +72,7 @@ BY_NAME: dict[str, Callable[..., Calculator]] = {
     "d4": _d4,
     "zbl": ZBL,
     "coulomb": FixedCharges,
-    "lj": LennardJones,
+    "lj": _lj,
 }
 
 
@@ -125,6 +140,7 @@ def _parse_term(term: str) -> Term:
 
 def _value(text: str) -> str | float | int | bool:
     try:
-        return ast.literal_eval(text)
+        value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+    return value if isinstance(value, (str, float, int, bool)) else text

@@ -112,6 +112,8 @@ class LabelFile:
         None stands for no file.
     identity : str
         Of the baseline; a file of another one is refused.
+    n_atoms : int
+        Of the geometries; a file of others is refused.
 
     Raises
     ------
@@ -121,17 +123,21 @@ class LabelFile:
         If the place cannot be written to.
     """
 
-    def __init__(self, path: str | Path | None, identity: str):
+    def __init__(self, path: str | Path | None, identity: str, n_atoms: int):
         self.path, self.identity = path, identity
         self.labels: dict[str, BaselineLabels] = {}
         self.written, self.n_written = time.perf_counter(), 0
         if path is not None and check_writable(path, ".npz").exists():
-            self._read()
+            self._read(n_atoms)
 
-    def _read(self) -> None:
+    def _read(self, n_atoms: int) -> None:
         archive = read_archive(self.path)
         if archive.text("format") != "gdml-baseline-labels" or archive.text("baseline") != self.identity:
             raise FormatError(f"{self.path}: these are no labels of the baseline {self.identity}; give another file")
+        if archive["forces"].shape[1:] != (n_atoms, 3):
+            raise FormatError(
+                f"{self.path}: labels of {archive['forces'].shape[1]} atoms, not of {n_atoms}; give another file"
+            )
         rows = zip(archive["keys"].tolist(), archive["energy"], archive["forces"], archive["stress"])
         for key, energy, forces, stress in rows:
             self.labels[key] = BaselineLabels(float(energy), forces, None if np.isnan(stress).any() else stress)

@@ -1,6 +1,7 @@
 """Classical molecular dynamics through ASE, watched while it runs."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,10 +126,7 @@ def run_md(
     if not atoms.constraints:
         atoms.set_constraint(FixCom())
     rng = np.random.default_rng(seed)
-    thermalize_momenta(atoms, temperature_K=temperature_K, rng=rng)
-    Stationary(atoms)
-    if not atoms.pbc.any():
-        ZeroRotation(atoms)
+    set_thermal_momenta(atoms, temperature_K, rng)
     dynamics = _integrator(atoms, ensemble, timestep_fs, temperature_K, friction_per_fs, rng)
     samples = []
 
@@ -165,6 +163,27 @@ def _run(dynamics, atoms, steps, interval, sample, trajectory, progress) -> None
     finally:
         if writer is not None:
             writer.close()
+
+
+def set_thermal_momenta(atoms: Atoms, temperature_K: float, rng: np.random.Generator) -> None:
+    """Momenta of a temperature, without motion of the whole; nor rotation, where nothing is periodic."""
+    thermalize_momenta(atoms, temperature_K=temperature_K, rng=rng)
+    Stationary(atoms)
+    if not atoms.pbc.any():
+        ZeroRotation(atoms)
+
+
+def check_temperatures(temperatures: Sequence[float]) -> None:
+    """Raise unless these are some temperatures, K.
+
+    Raises
+    ------
+    DataError
+    """
+    if np.ndim(temperatures) != 1 or not len(temperatures):
+        raise DataError(f"temperatures are a list such as [300, 600], not {temperatures!r}")
+    for temperature in temperatures:
+        check_settings(temperature=temperature)
 
 
 def check_settings(**settings: float) -> None:
