@@ -37,6 +37,8 @@ benchmarks: setup
 	$(BIN)/python benchmarks/path_integrals.py
 	$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/processes.py
+	$(BIN)/python benchmarks/descriptors.py
+	$(BIN)/python benchmarks/few_geometries.py
 	$(BIN)/python benchmarks/tables.py
 	$(BIN)/python benchmarks/figures.py
 

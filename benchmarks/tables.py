@@ -434,7 +434,7 @@ def descriptors_short(result: dict) -> list[list[str]]:
 
 def descriptors_more(result: dict) -> list[list[str]]:
     """The same with more geometries."""
-    return descriptors(result, ("200", "500", "900"))
+    return descriptors(result, ("200", "400", "500", "900"))
 
 
 def descriptors_cost(result: dict) -> list[list[str]]:
@@ -482,6 +482,68 @@ def vibrations(result: dict) -> list[list[str]]:
     return rows
 
 
+def few_molecules(result: dict) -> list[list[str]]:
+    """Force MAE of direct force fields and of differences."""
+    rows = [["", "n", "direct", "difference to GFN2-xTB"]]
+    for molecule, sizes in result["table"].items():
+        for n, cases in sizes.items():
+            each = [sorted(one["forces_mae"] for one in cases[name]) for name in ("direct", "gfn2-xtb")]
+            cells = [f"{f[len(f) // 2]:.1f} ({f[0]:.1f} to {f[-1]:.1f})" for f in each]
+            rows.append([NAMES[molecule], n, *cells])
+    return rows
+
+
+def few_flexible(result: dict) -> list[list[str]]:
+    """Force RMSE of 3BPA."""
+    found = result["flexible"]
+    rows = [["n", "direct", "difference to GFN2-xTB"]]
+    for n in dict.fromkeys(key.split()[0] for key in found):
+        rows.append([n, *(_number(found.get(f"{n} {name}", {}).get("forces_rmse")) for name in ("direct", "gfn2-xtb"))])
+    return rows
+
+
+def few_coverage(result: dict) -> list[list[str]]:
+    """Fractions of errors inside of intervals."""
+    rows = [
+        ["", "held out: lower half", "upper quarter", "leave-one-out: lower half", "upper quarter", "force MAE (meV/Å)"]
+    ]
+    for name, found in result["coverage"].items():
+        cells = [f"{100 * found[way][where]:.0f} %" for way in ("held out", "leave-one-out") for where in ("in", "out")]
+        errors = " and ".join(f"{found['forces_mae'][where]:.1f}" for where in ("in", "out"))
+        rows.append([NAMES.get(name, name), *cells, errors])
+    return rows
+
+
+def few_distilled(result: dict) -> list[list[str]]:
+    """The teacher and its students."""
+    found = result["distilled"]
+    rows = [["", "force MAE against the reference (meV/Å)", "against the teacher", "one geometry"]]
+    students = [(n, one) for n, one in found.items() if n != "teacher"]
+    last = students[-1][1]
+    rows.append(["teacher", f"{found['teacher']['forces_mae']:.1f}", "", f"{last['ms_teacher']:.2f} ms"])
+    for n, one in students:
+        cells = (
+            f"{one['student']['forces_mae']:.1f}",
+            f"{one['against_teacher_mae']:.1f}",
+            f"{one['ms_student']:.2f} ms",
+        )
+        rows.append([f"student of {n} samples", *cells])
+    return rows
+
+
+def few_crystals(result: dict) -> list[list[str]]:
+    """Crystals with and without baselines."""
+    rows = [["", "n", "baseline", "force MAE (meV/Å)", "training says"]]
+    for crystal, sizes in result["crystals"].items():
+        for n, cases in sizes.items():
+            for baseline, one in cases.items():
+                says = "does not help" if one["warned"] else "" if baseline == "direct" else "helps"
+                rows.append(
+                    [crystal, n, "none" if baseline == "direct" else baseline, _number(one["forces_mae"]), says]
+                )
+    return rows
+
+
 def _times(factor: float) -> str:
     return f"{factor:.1f} ×" if factor < 10 else f"{factor:.0f} ×"
 
@@ -517,6 +579,11 @@ TABLES = {
     "descriptors_more": (descriptors_more, "descriptors"),
     "descriptors_cost": (descriptors_cost, "descriptors"),
     "descriptors_extrapolation": (descriptors_extrapolation, "descriptors"),
+    "few_molecules": (few_molecules, "few_geometries"),
+    "few_flexible": (few_flexible, "few_geometries"),
+    "few_coverage": (few_coverage, "few_geometries"),
+    "few_distilled": (few_distilled, "few_geometries"),
+    "few_crystals": (few_crystals, "few_geometries"),
     "vibrations": (vibrations, "descriptors"),
     "processes_training": (processes_training, "processes"),
     "processes_large": (processes_large, "processes"),

@@ -1,6 +1,7 @@
 """What training decides before the matrix, and the solution for hyper-parameters that are chosen."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,15 +24,18 @@ from .hyperparameters import Chosen
 from .kernels import RadialKernel, kernel_by_name
 from .metrics import evaluate
 from .operators import Labels, TrainingOperator
+from .posterior import Posterior
 from .processes import Shares, Team
 from .progress import progress_bar
 from .region import is_of_pairs, ranges_of
-from .selection import choose
+from .selection import MIN_FRAMES, choose
 from .solution import CLOSED_FORM, ForceMonitor, Method, solve
 from .symmetry import Action, Environments, PermutationGroup, crystal_group, molecular_group
 
 # Trainings that only judge hyper-parameters use at most this many unknowns.
 MAX_SEARCH_UNKNOWNS = 6000
+# Those that leave out geometry by geometry, which inverts the matrix of all of them, this many,
+MAX_LEFT_OUT = 1500
 # and operations, of which a core does some 10^11 in a second; but no fewer geometries than this.
 MAX_SEARCH_OPERATIONS, MIN_SEARCHED = 1.5e11, 4
 # Trainings that settle what was found with few geometries may take this many, half a minute in all.
@@ -148,12 +152,38 @@ def choose_by_grid(plan: Plan, training: Dataset, validation: Dataset, progress:
     training = searched(plan, training)
     labels = labels_of(plan, training, Shares(Team(), len(training)))
 
-    def train(length_scale: float, noise: float) -> ForceField:
+    def judge(length_scale: float, noise: float) -> float:
         chosen = Chosen(length_scale, None, noise)
-        return solve_plan(plan, training, chosen, labels=labels, judged_by_forces=True)
+        force_field = solve_plan(plan, training, chosen, labels=labels, judged_by_forces=True)
+        return evaluate(force_field, validation).forces_rmse
 
+    return _chosen(plan, judge, labels, progress)
+
+
+def choose_by_leaving_out(plan: Plan, dataset: Dataset, progress: bool) -> Chosen:
+    """The hyper-parameters with which geometries are predicted best, each from all others, in closed form."""
+    labels = labels_of(plan, dataset, Shares(Team(), len(dataset)))
+    duals = labels.duals(torch.arange(len(dataset), device=plan.device))
+    slopes = slice(int(labels.use_energy), int(labels.use_energy) + labels.basis.shape[2])
+
+    def judge(length_scale: float, noise: float) -> float:
+        kernel = plan.kernel.with_length_scale(length_scale)
+        posterior = Posterior(kernel, plan.action, labels.features.x, labels.c, duals, noise, is_exact=True)
+        residuals, _ = posterior.left_out(labels.values)
+        return math.sqrt(float(residuals[:, slopes].square().sum()) / dataset.forces.size)
+
+    return _chosen(plan, judge, labels, progress)
+
+
+def can_leave_out(plan: Plan, dataset: Dataset) -> bool:
+    """Whether the matrix of all geometries, of a molecule, is small enough to be inverted for each length scale."""
+    is_small = 3 * dataset.n_atoms * len(dataset) <= MAX_LEFT_OUT
+    return is_small and len(dataset) >= MIN_FRAMES and not any(dataset.pbc)
+
+
+def _chosen(plan: Plan, judge: Callable[[float, float], float], labels: Labels, progress: bool) -> Chosen:
     with progress_bar("length scale", progress) as bar:
-        return choose(train, validation, spread_of(plan, labels.features.x), plan.noises, progress=bar)
+        return choose(judge, spread_of(plan, labels.features.x), plan.noises, progress=bar)
 
 
 def judges(plan: Plan, training: Dataset) -> Dataset:

@@ -7,9 +7,7 @@ import numpy as np
 
 from .dataset import Dataset
 from .errors import DataError, FitError
-from .force_field import ForceField
 from .hyperparameters import Chosen
-from .metrics import evaluate
 
 MIN_FRAMES = 5  # below this nothing can be held out
 GRID = (8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)  # length scales, in units of the spread
@@ -48,14 +46,13 @@ def split(dataset: Dataset, most: int = 200) -> tuple[list[int], np.ndarray]:
 
 
 def choose(
-    train: Callable[[float, float], ForceField],
-    validation: Dataset,
+    judge: Callable[[float, float], float],
     spread: float,
     noises: Sequence[float],
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Chosen:
-    """The length scale and noise with the smallest force error (RMSE) on held-out geometries.
+    """The length scale and noise with the smallest force error (RMSE) on geometries that were not trained on.
 
     Tries 8 to 512 times the spread of the descriptors in steps of two, further up
     where 512 is the best (as it is in crystals), then half a step to both sides
@@ -65,9 +62,8 @@ def choose(
 
     Parameters
     ----------
-    train : callable
-        From a length scale and a noise to a force field.
-    validation : Dataset
+    judge : callable
+        From a length scale and a noise to that error; raises `FitError`, or is infinite, where there is no solution.
     spread : float
         Root mean square distance of the training geometries from their mean, in
         the descriptor.
@@ -84,7 +80,7 @@ def choose(
     FitError
         If no length scale gave a solvable system.
     """
-    search = _Search(train, validation, sorted(noises), progress)
+    search = _Search(judge, sorted(noises), progress)
     first = sorted(noises).index(noises[0])
     for multiple in GRID:
         search.judge(multiple * spread, first)
@@ -107,8 +103,8 @@ def choose(
 class _Search:
     """Errors of the hyper-parameters tried so far: of length scales, and noises by their place among all."""
 
-    def __init__(self, train, validation: Dataset, noises: list[float], progress):
-        self.train, self.validation, self.noises, self.progress = train, validation, noises, progress
+    def __init__(self, error_of: Callable[[float, float], float], noises: list[float], progress):
+        self.error_of, self.noises, self.progress = error_of, noises, progress
         self.errors: dict[tuple[float, int], float] = {}
 
     @property
@@ -119,7 +115,7 @@ class _Search:
         if (length_scale, noise) in self.errors:
             return
         try:
-            error = evaluate(self.train(length_scale, self.noises[noise]), self.validation).forces_rmse
+            error = self.error_of(length_scale, self.noises[noise])
         except FitError:  # too long: the matrix is singular to working precision
             error = math.inf
         self.errors[length_scale, noise] = error

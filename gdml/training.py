@@ -28,7 +28,9 @@ from .metric import can_learn, learn
 from .plan import (
     MIN_SEARCHED,
     Plan,
+    can_leave_out,
     choose_by_grid,
+    choose_by_leaving_out,
     descriptors_of,
     features_of,
     for_more,
@@ -92,8 +94,9 @@ def fit(
     dataset : Dataset, or what `gdml.read` takes
         At least two geometries of one molecule, with forces. All are used.
     validation : Dataset, optional
-        Other geometries on which the length scale is chosen; by default a
-        fifth of the dataset is held out for that, and then trained on too.
+        Other geometries on which the length scale is chosen. By default a few geometries of a molecule are predicted
+        each from all others for that, in closed form; of more than some 1500 labels, or where a metric
+        is learned, a fifth of the dataset is held out, and then trained on too.
     reference : ase.Atoms or path, optional
         Of a crystal, surface or wire: the ideal structure, from which the symmetry
         is found. By default the symmetrised mean of the frames.
@@ -287,6 +290,8 @@ def _compared(plan: Plan, direct: Given, difference: Given, baseline: Baseline) 
 def _search(plan: Plan, dataset: Dataset, validation: Dataset | None, learns: bool, progress: bool) -> Chosen:
     """The hyper-parameters, and the error to expect with all of the dataset: errors fall like 1/n at best."""
     training = dataset
+    if validation is None and not learns and can_leave_out(plan, dataset):
+        return choose_by_leaving_out(plan, dataset, progress)
     if validation is None:
         training, validation = hold_out(dataset)
     if learns:

@@ -39,7 +39,9 @@ def test_links():
             assert (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md", "docs/symmetry.md", "docs/descriptors.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/benchmarks.md", "docs/symmetry.md", "docs/descriptors.md", "docs/few_geometries.md"]
+)
 def test_tables_are_those_of_the_results(page):
     spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
     tables = importlib.util.module_from_spec(spec)

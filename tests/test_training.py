@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -144,48 +143,63 @@ def test_search_uses_a_sample_of_large_sets(frames, monkeypatch):
     seen = []
     monkeypatch.setattr("gdml.plan.MAX_SEARCH_UNKNOWNS", 27 * 20)
 
-    def chosen(train, *args, **kwargs):
-        seen.append(train(20.0, 1e-10))
-        return Chosen(20.0, 0.1, 1e-10)
+    def error(force_field, dataset):
+        seen.append(len(force_field.y))
+        return evaluate(force_field, dataset)
 
-    monkeypatch.setattr("gdml.plan.choose", chosen)
-    force_field = gdml.fit(frames[:60])
-    assert (len(seen[0].y), len(force_field.y)) == (20, 60)
+    evaluate = plan.evaluate
+    monkeypatch.setattr("gdml.plan.evaluate", error)
+    monkeypatch.setattr("gdml.plan.MAX_LEFT_OUT", 1)
+    monkeypatch.setattr("gdml.plan.MAX_JUDGED", 27 * 20)
+    force_field = gdml.fit(frames[:60], descriptor="inverse-distances")
+    assert (set(seen), len(force_field.y)) == ({20}, 60)
     assert MAX_SEARCH_UNKNOWNS > 2000
 
 
 @pytest.mark.parametrize("best", [10.0, 300.0, 1024.0, 2048.0])
-def test_search_goes_on_where_the_end_of_the_grid_is_best(best, monkeypatch):
-    def evaluate(scale, _):
-        return SimpleNamespace(forces_rmse=abs(np.log(scale / best)))
-
-    monkeypatch.setattr("gdml.selection.evaluate", evaluate)
-    chosen = choose(lambda scale, noise: scale, None, 1.0, [1e-10])
+def test_search_goes_on_where_the_end_of_the_grid_is_best(best):
+    chosen = choose(lambda scale, noise: abs(np.log(scale / best)), 1.0, [1e-10])
     assert abs(np.log2(chosen.length_scale / best)) <= 0.26
     assert chosen.error == pytest.approx(abs(np.log(chosen.length_scale / best)))
 
 
-def test_search_of_the_noise(monkeypatch):
+def test_search_of_the_noise():
     """Goes to smaller and larger ones, and follows with the length scale."""
 
-    def evaluate(tried, _):
-        return SimpleNamespace(forces_rmse=abs(np.log(tried[0] / 50.0)) + abs(np.log(tried[1] / best)))
+    def judge(scale, noise):
+        return abs(np.log(scale / 50.0)) + abs(np.log(noise / best))
 
-    monkeypatch.setattr("gdml.selection.evaluate", evaluate)
     for best in (1e-9, 1e-8, 1e-6, 1e-4):
-        chosen = choose(lambda *tried: tried, None, 1.0, [1e-6, 1e-9, 1e-7, 1e-8, 1e-5, 1e-4])
+        chosen = choose(judge, 1.0, [1e-6, 1e-9, 1e-7, 1e-8, 1e-5, 1e-4])
         assert chosen.noise == best and abs(np.log2(chosen.length_scale / 50.0)) <= 0.5
 
 
 def test_search_survives_singular_systems(frames):
-    def train(length_scale, noise):
+    def judge(length_scale, noise):
         if length_scale > 100:
             raise gdml.errors.NotPositiveDefiniteError("singular")
-        return gdml.fit(frames[:8], length_scale=length_scale)
+        return gdml.evaluate(gdml.fit(frames[:8], length_scale=length_scale), frames[100:110]).forces_rmse
 
-    assert choose(train, frames[100:110], 1.0, [1e-10]).length_scale < 100
+    assert choose(judge, 1.0, [1e-10]).length_scale < 100
     with pytest.raises(gdml.errors.FitError, match="no length scale between"):
-        choose(train, frames[100:110], 1e3, [1e-10])
+        choose(judge, 1e3, [1e-10])
+
+
+@pytest.mark.filterwarnings("ignore::gdml.errors.EnergyWarning")
+def test_few_geometries_choose_by_leaving_out(frames):
+    """The error in closed form is that of trainings without each geometry; the choice is its minimum."""
+    few = frames[:8]
+    group = gdml.molecular_group(few)
+    field = gdml.fit(few, descriptor="inverse-distances", symmetry=group)
+    errors = []
+    for factor in (0.6, 1.0, 1.6):
+        own = {"descriptor": "inverse-distances", "symmetry": group, "length_scale": factor * field.length_scale}
+        squares = []
+        for k in range(8):
+            without = gdml.fit(few[[i for i in range(8) if i != k]], **own)
+            squares.append(((without.predict(few.positions[k]).forces - few.forces[k]) ** 2).mean())
+        errors.append(np.sqrt(np.mean(squares)))
+    assert errors[1] == min(errors)
 
 
 def test_hold_out_is_apart(frames):

@@ -1,0 +1,159 @@
+"""The most from few geometries: baselines, uncertainty, distillation, on held-out frames of the reference data.
+
+All hyper-parameters are those that training chooses by itself.
+
+    python benchmarks/few_geometries.py [table] [flexible] [distilled] [coverage] [crystals]
+"""
+
+import argparse
+import json
+import warnings
+
+import numpy as np
+from common import DATA, RESULTS, dataset, run_parts
+
+import gdml
+from gdml.dataset import read_structure
+from gdml.errors import BaselineWarning, EnergyWarning
+from gdml.uncertainty import coverage
+
+MOLECULES = {
+    "ethanol": "molecules/rmd17_ethanol.extxyz",
+    "aspirin": "molecules/rmd17_aspirin.extxyz",
+    "acetylacetone": "molecules/acac_300K_train.extxyz",
+    "3bpa": "molecules/3bpa_300K_train.extxyz",
+}
+CRYSTALS = {"KCl": "kcl64", "Si": "si64"}
+N_TEST, SEEDS = 300, 3
+XTB = "gfn2-xtb"
+
+
+def errors(force_field: gdml.ForceField, test: gdml.Dataset) -> dict[str, float]:
+    found = gdml.evaluate(force_field, test)
+    return {"forces_mae": 1e3 * found.forces_mae, "forces_rmse": 1e3 * found.forces_rmse}
+
+
+def split(name: str, n: int, seed: int, n_test: int = N_TEST) -> tuple[gdml.Dataset, gdml.Dataset]:
+    frames = dataset(MOLECULES[name])
+    order = np.random.default_rng(seed).permutation(len(frames))
+    return frames[order[:n]], frames[order[n : n + n_test]]
+
+
+def keep(part: str, result: dict) -> None:
+    """Write what is there of a long part."""
+    path = RESULTS / "few_geometries.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(known | {part: result}, indent=2) + "\n")
+
+
+def table() -> dict:
+    """Force errors (meV/Å) of direct force fields and of differences to GFN2-xTB, for several draws."""
+    result = {}
+    for name, n in (("ethanol", 50), ("aspirin", 50), ("ethanol", 200), ("aspirin", 200)):
+        cases = result.setdefault(name, {}).setdefault(str(n), {"direct": [], XTB: []})
+        for seed in range(SEEDS):
+            training, test = split(name, n, seed)
+            cases["direct"].append(errors(gdml.fit(training), test))
+            cases[XTB].append(errors(gdml.fit(training, baseline=XTB), test))
+            print(name, n, seed, cases["direct"][-1], cases[XTB][-1], flush=True)
+            keep("table", result)
+    return result
+
+
+def flexible() -> dict:
+    """3BPA at 300 K: 450 geometries, and the other 50 to judge by."""
+    result = {}
+    for n in (50, 150, 450):
+        training, test = split("3bpa", n, 0, 50)
+        for baseline in (None, XTB):
+            result[f"{n} {baseline or 'direct'}"] = errors(gdml.fit(training, baseline=baseline), test)
+            print(n, baseline, result[f"{n} {baseline or 'direct'}"], flush=True)
+            keep("flexible", result)
+    return result
+
+
+def distilled() -> dict:
+    """Ethanol, 50 reference labels: the teacher, and a student of its dynamics."""
+    training, test = split("ethanol", 50, 0)
+    teacher = gdml.fit(training, baseline=XTB)
+    result = {"teacher": errors(teacher, test)}
+    for n in (500, 2000):
+        found = gdml.distill(teacher, training, n)
+        result[str(n)] = {
+            "student": errors(found.force_field, test),
+            "against_teacher_mae": 1e3 * found.against_teacher.forces_mae,
+            "ms_teacher": found.ms_teacher,
+            "ms_student": found.ms_student,
+        }
+        print(n, result["teacher"], result[str(n)], flush=True)
+    return result
+
+
+def of_coverage() -> dict:
+    """Fractions of errors inside of calibrated 90 % intervals: frames like those of training, and of higher energy.
+
+    Trained on 50 frames (crystals: 10) of the lower half of energies, calibrated on 25 (5) others of
+    it, and judged on 60 (10) of it and of the upper quarter.
+    """
+    cases = {name: (MOLECULES[name], 50, 25, 60, None) for name in ("ethanol", "aspirin", "acetylacetone")}
+    cases["Si"] = ("crystals/si64.extxyz", 10, 5, 10, "crystals/si64_reference.extxyz")
+    result = {}
+    for name, (path, n, n_calibration, n_test, reference) in cases.items():
+        frames = dataset(path)
+        by_energy = frames.energy.argsort()
+        low = np.random.default_rng(0).permutation(by_energy[: len(frames) // 2])
+        training, calibration = frames[low[:n]], frames[low[n : n + n_calibration]]
+        tests = {
+            "in": frames[low[n + n_calibration : n + n_calibration + n_test]],
+            "out": frames[np.random.default_rng(0).permutation(by_energy[-len(frames) // 4 :])[:n_test]],
+        }
+        options = {} if reference is None else {"reference": read_structure(DATA / reference)}
+        field = gdml.fit(training, **options)
+        result[name] = {}
+        for way, held in (("held out", calibration), ("leave-one-out", None)):
+            sure = gdml.with_uncertainty(field, training, held)
+            result[name][way] = {where: float(coverage(sure, test)[0]) for where, test in tests.items()}
+        result[name]["forces_mae"] = {where: errors(field, test)["forces_mae"] for where, test in tests.items()}
+        print(name, result[name], flush=True)
+        keep("coverage", result)
+    return result
+
+
+def crystals() -> dict:
+    """Force errors (meV/Å) with and without a baseline, and what the check of training says."""
+    result = {}
+    cases = {"KCl": [None, "coulomb(K=1, Cl=-1)", "gfn1-xtb"], "Si": [None, "gfn1-xtb"]}
+    for name, baselines in cases.items():
+        path = f"crystals/{CRYSTALS[name]}"
+        frames, ideal = dataset(f"{path}.extxyz"), read_structure(DATA / f"{path}_reference.extxyz")
+        order = np.random.default_rng(0).permutation(len(frames))
+        for n in (5, 10, 20):
+            test = frames[order[n : n + 20]]
+            for baseline in baselines:
+                with warnings.catch_warnings(record=True) as said:
+                    warnings.simplefilter("always", BaselineWarning)
+                    field = gdml.fit(frames[order[:n]], reference=ideal, baseline=baseline)
+                case = errors(field, test) | {"warned": any(w.category is BaselineWarning for w in said)}
+                case["check"] = field.details.get("baseline_errors")
+                result.setdefault(name, {}).setdefault(str(n), {})[baseline or "direct"] = case
+                print(name, n, baseline, case, flush=True)
+                keep("crystals", result)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*")
+    warnings.simplefilter("ignore", EnergyWarning)
+    parts = {
+        "table": table,
+        "flexible": flexible,
+        "distilled": distilled,
+        "coverage": of_coverage,
+        "crystals": crystals,
+    }
+    run_parts("few_geometries", parts, parser.parse_args().parts)
+
+
+if __name__ == "__main__":
+    main()
