@@ -2,15 +2,16 @@
 
 All hyper-parameters are those that training chooses by itself.
 
-    python benchmarks/few_geometries.py [table] [flexible] [distilled] [coverage] [crystals]
+    python benchmarks/few_geometries.py [table] [flexible] [distilled] [coverage] [cost] [crystals]
 """
 
 import argparse
+import dataclasses
 import json
 import warnings
 
 import numpy as np
-from common import DATA, RESULTS, dataset, run_parts
+from common import DATA, RESULTS, dataset, median_seconds, run_parts
 
 import gdml
 from gdml.dataset import read_structure
@@ -119,6 +120,25 @@ def of_coverage() -> dict:
     return result
 
 
+def cost() -> dict:
+    """Milliseconds for one geometry: a prediction, its uncertainty, and a prediction with GFN2-xTB."""
+    return {name: cost_of(*split(name, 50, 0)) for name in ("ethanol", "aspirin")}
+
+
+def cost_of(training: gdml.Dataset, test: gdml.Dataset) -> dict[str, float]:
+    field = gdml.with_uncertainty(gdml.fit(training, baseline=XTB), training)
+    direct, one = dataclasses.replace(field, baseline=None), test.positions[0]
+    unknown = iter(test.positions)  # to the baseline's memory
+    result = {
+        "unknowns": len(field.posterior.y) * len(field.posterior.c),
+        "predict_ms": 1e3 * median_seconds(lambda: direct.predict(one), 50, 5),
+        "uncertainty_ms": 1e3 * median_seconds(lambda: direct.uncertainty(one), 30, 3),
+        "with_baseline_ms": 1e3 * median_seconds(lambda: field.predict(next(unknown)), 50, 5),
+    }
+    print(result, flush=True)
+    return result
+
+
 def crystals() -> dict:
     """Force errors (meV/Å) with and without a baseline, and what the check of training says."""
     result = {}
@@ -150,6 +170,7 @@ def main() -> None:
         "flexible": flexible,
         "distilled": distilled,
         "coverage": of_coverage,
+        "cost": cost,
         "crystals": crystals,
     }
     run_parts("few_geometries", parts, parser.parse_args().parts)

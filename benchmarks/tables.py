@@ -514,6 +514,15 @@ def few_coverage(result: dict) -> list[list[str]]:
     return rows
 
 
+def few_cost(result: dict) -> list[list[str]]:
+    """What uncertainty costs."""
+    rows = [["n = 50", "labels", "prediction", "its uncertainty", "prediction with GFN2-xTB"]]
+    for name, found in result["cost"].items():
+        times = (f"{found[key]:.2g} ms" for key in ("predict_ms", "uncertainty_ms", "with_baseline_ms"))
+        rows.append([NAMES[name], str(found["unknowns"]), *times])
+    return rows
+
+
 def few_distilled(result: dict) -> list[list[str]]:
     """The teacher and its students."""
     found = result["distilled"]
@@ -582,6 +591,7 @@ TABLES = {
     "few_molecules": (few_molecules, "few_geometries"),
     "few_flexible": (few_flexible, "few_geometries"),
     "few_coverage": (few_coverage, "few_geometries"),
+    "few_cost": (few_cost, "few_geometries"),
     "few_distilled": (few_distilled, "few_geometries"),
     "few_crystals": (few_crystals, "few_geometries"),
     "vibrations": (vibrations, "descriptors"),

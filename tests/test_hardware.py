@@ -378,7 +378,7 @@ def test_predictions_do_with_less_memory(rng, way, monkeypatch):
     assert sizes[:4] == [30, 15, 8, 4]
 
 
-def no_memory(*_) -> None:
+def no_memory(*_, **__) -> None:
     raise torch.OutOfMemoryError
 
 
