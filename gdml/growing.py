@@ -8,7 +8,7 @@ import torch
 from .dataset import Dataset
 from .errors import FitError
 from .force_field import ForceField
-from .region import is_of_pairs, ranges_of
+from .region import own_ranges
 from .training import fit
 from .uncertainty import labels_of_field, scaled_by_left_out, with_uncertainty
 
@@ -49,30 +49,22 @@ class Growing:
         before, dataset = self.force_field, self.dataset.joined(one)
         if not before.posterior.is_exact or before.details.get("use_stress"):
             raise FitError("a force field of so many labels, or of stress, cannot take in one more; train again")
-        labels = labels_of_field(before, self._differences(one))
+        labels = labels_of_field(before, one)
         posterior = before.posterior.grown(labels.features.x, labels.duals(torch.tensor([0])))
-        everything = labels_of_field(before, self._differences(dataset))
+        everything = labels_of_field(before, dataset)
         alpha = posterior.solve(everything.values)
         c, w = everything.spread(alpha)
-        ranges = None
-        if not is_of_pairs(before.descriptor):
-            geometries = (dataset.positions,) if dataset.periodic_cell is None else (dataset.positions, dataset.cell)
-            ranges = ranges_of(before.descriptor, before.group, *geometries)
         field = replace(
             before,
             y=posterior.y.numpy(),
             c=None if c is None else c.numpy(),
             w=w.numpy(),
             offset=everything.offset,
-            ranges=ranges,
+            ranges=own_ranges(before.descriptor, before.group, dataset),
             posterior=scaled_by_left_out(posterior, everything),
             details=before.details | {"n_train": len(dataset), "fingerprint": dataset.fingerprint},
         )
         return Growing(self._with_constant(field, dataset), dataset)
-
-    def _differences(self, dataset: Dataset) -> Dataset:
-        baseline = self.force_field.baseline
-        return dataset if baseline is None else baseline.difference(dataset)
 
     @staticmethod
     def _with_constant(field: ForceField, dataset: Dataset) -> ForceField:

@@ -35,7 +35,7 @@ from .operators import Labels, TrainingOperator
 from .plan import Plan, make_plan, number_of, spread_of, symmetry_of
 from .processes import Shares, Team
 from .progress import progress_bar
-from .region import is_of_pairs, ranges_of
+from .region import own_ranges
 from .selection import GRID
 from .solvers import cholesky_factor, cholesky_solve
 from .symmetry import PermutationGroup
@@ -244,7 +244,7 @@ def fit_observations(
             "solver": {"name": "cholesky", "why": "the only one for observations"},
             "energies": "absolute" if is_absolute else "relative",
         },
-        ranges=None if is_of_pairs(plan.descriptor) else ranges_of(plan.descriptor, group, points.positions),
+        ranges=own_ranges(plan.descriptor, group, points),
     )
 
 

@@ -27,7 +27,7 @@ from .operators import Labels, TrainingOperator
 from .posterior import Posterior
 from .processes import Shares, Team
 from .progress import progress_bar
-from .region import is_of_pairs, ranges_of
+from .region import own_ranges
 from .selection import MIN_FRAMES, choose
 from .solution import CLOSED_FORM, ForceMonitor, Method, solve
 from .symmetry import Action, Environments, PermutationGroup, crystal_group, molecular_group
@@ -129,10 +129,6 @@ def symmetry_of(
 def features_of(plan: Plan, dataset: Dataset, strain: bool = False) -> Features:
     positions, cells = torch.tensor(dataset.positions, device=plan.device), dataset.periodic_cell
     return plan.descriptor.evaluate(positions, **({} if cells is None else {"cells": cells, "strain": strain}))
-
-
-def _geometries(dataset: Dataset) -> tuple[np.ndarray, ...]:
-    return (dataset.positions,) if dataset.periodic_cell is None else (dataset.positions, dataset.periodic_cell)
 
 
 def descriptors_of(plan: Plan, dataset: Dataset) -> torch.Tensor:
@@ -306,7 +302,7 @@ def solve_plan(
             "use_stress": plan.use_stress,
             "energies": "relative" if dataset.energy is None else "absolute",
         },
-        ranges=None if is_of_pairs(plan.descriptor) else ranges_of(plan.descriptor, plan.group, *_geometries(dataset)),
+        ranges=own_ranges(plan.descriptor, plan.group, dataset),
         devices=(str(plan.device),),
         backend=plan.backend,
     )

@@ -156,10 +156,7 @@ class Posterior:
         FitError
             If it is nearly equal to one that is there.
         """
-        own = contraction(self.kernel, y, self.action)
-        zero = torch.zeros(len(self.y), dtype=torch.int64, device=y.device)
-        cross = own.pairs(self.y, self.c, self.duals, zero, self.c, duals.expand(len(zero), -1, -1)).flatten(0, 1)
-        corner = own.pairs(y, self.c, duals, zero[:1], self.c, duals)[0]
+        corner, cross = self._blocks(y, self.c, duals)
         corner.diagonal().add_(self.noise)
         return replace(
             self,
@@ -168,16 +165,20 @@ class Posterior:
             inverse_factor=bordered(self._inverse_factor, cross, corner),
         )
 
+    def _blocks(self, x: Tensor, c: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Covariances of dual jets c (m,), w (1, D, m) at x (1, D): with each other (m, m), with the labels (kL, m)."""
+        jets = contraction(self.kernel, x, self.action)
+        zero = torch.zeros(len(self.y), dtype=torch.int64, device=x.device)
+        own = jets.pairs(x, c, w, zero[:1], c, w)[0]
+        return own, jets.pairs(self.y, self.c, self.duals, zero, c, w.expand(len(zero), -1, -1)).flatten(0, 1)
+
     def covariance(self, features: Features) -> Tensor:
         """Covariance (1 + 3N, 1 + 3N) of one geometry's energy and slopes along its atoms' positions, unscaled."""
         x, jacobian = features.x, features.jacobian()
-        own = contraction(self.kernel, x, self.action)
         left = torch.cat([jacobian.new_zeros(1, jacobian.shape[1], 1), jacobian], 2)
         c = left.new_zeros(left.shape[2])
         c[0] = 1.0
-        zero = torch.zeros(len(self.y), dtype=torch.int64, device=x.device)
-        prior = own.pairs(x, c, left, zero[:1], c, left)[0]
-        cross = own.pairs(self.y, self.c, self.duals, zero, c, left.expand(len(zero), -1, -1)).flatten(0, 1)
+        prior, cross = self._blocks(x, c, left)
         e, g = self._of_mean(x)
         mean = torch.cat([e, (g @ jacobian[0])[0]])
         # The energy relative to the mean: that row is the difference of two.

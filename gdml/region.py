@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from .dataset import Dataset
 from .descriptors import Descriptor, InverseDistances, PairDescriptor, PeriodicInverseDistances, SideBySide
 from .geometry import pair_indices
 from .symmetry import Action, PermutationGroup
@@ -42,6 +43,13 @@ def ranges_of(descriptor: Descriptor, group: PermutationGroup, positions: np.nda
     pairs = watched(descriptor)
     x = pairs.evaluate(torch.tensor(positions), **({} if cells is None else {"cells": cells})).x.numpy()
     return over_group(x, pairs.action(group))
+
+
+def own_ranges(descriptor: Descriptor, group: PermutationGroup, dataset: Dataset) -> np.ndarray | None:
+    """The ranges that a force field has to keep: none, where its references tell them."""
+    if is_of_pairs(descriptor):
+        return None
+    return ranges_of(descriptor, group, dataset.positions, dataset.periodic_cell)
 
 
 def over_group(x: np.ndarray, action: Action) -> np.ndarray:

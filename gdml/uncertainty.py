@@ -58,10 +58,7 @@ def with_uncertainty(
     if fingerprint is not None and fingerprint != dataset.fingerprint:
         raise DataError("these are not the geometries and labels that the force field was trained on")
     chosen = _chosen(force_field, dataset, most_unknowns)
-    used = dataset[chosen]
-    labels = labels_of_field(
-        force_field, used if force_field.baseline is None else force_field.baseline.difference(used)
-    )
+    labels = labels_of_field(force_field, dataset[chosen])
     posterior = Posterior(
         force_field.kernel,
         force_field.reference_action,
@@ -76,7 +73,9 @@ def with_uncertainty(
 
 
 def labels_of_field(force_field: ForceField, dataset: Dataset) -> Labels:
-    """What geometries say, in the descriptor of a force field."""
+    """What geometries say that a force field's kernel has to explain, in its descriptor."""
+    if force_field.baseline is not None:
+        dataset = force_field.baseline.difference(dataset)
     cells = dataset.periodic_cell
     features = force_field.descriptor.evaluate(
         torch.tensor(dataset.positions), **({} if cells is None else {"cells": cells})
