@@ -1,10 +1,10 @@
 """Active learning: dynamics with the force field choose the geometries that the reference method labels.
 
-Walkers start from labelled geometries at the temperatures asked for, and go on from round to
-round. Where forces become uncertain, they stop; the most uncertain geometry that they saw is
-labelled, written to disk, and taken in. The uncertainty is the root mean square of the standard
-deviations of forces; what is worth a label is more uncertain than the training geometries are,
-each predicted from all others.
+Walkers start from labelled geometries at all temperatures asked for, and go on from round to
+round. Where forces become too uncertain, they stop. Of all that they saw in a round, one of the more
+uncertain is labelled, written to disk, and taken in: not the most uncertain, since extremes alone
+teach little about what is between them. The uncertainty is the root mean square of the standard
+deviations of forces.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,14 +33,24 @@ from .selection import MIN_FRAMES
 
 FIRST = 5  # geometries that are shaken from the structure, before there is a force field
 SHAKEN = (0.02, 0.08)  # Å, standard deviation of the first and the last of them
-WORTH = 1.0  # uncertainty that is worth a label, over the typical error
+WORTH = 0.01  # uncertainty that is worth a label, over the typical force
 MOST = 0.2  # uncertainty at which walkers stop, over the typical force: beyond, a bad force field leads them astray
 HOT = 2.0  # energy of geometries that walkers start from, over that which is thermal
-WALKERS, LOOK = 4, 20  # walkers at a time, and steps between looks
-CALM = 3  # rounds at each temperature without anything worth a label, after which all is known
+WALKERS, LOOK = 4, 20  # walkers at a temperature, and steps between looks
+UPPER = 0.75  # quantile of the uncertainties seen in a round, above which one is drawn
+CALM = 3  # rounds without anything worth a label, after which all is known
 AGAIN = 1.4  # times as many geometries as before have hyper-parameters chosen again
 RECENT = 10  # new geometries that the error is judged by
 FAILURES = 5  # in a row, after which the reference calculator is given up
+
+
+class Seen(NamedTuple):
+    """A geometry that walkers saw: its uncertainty (eV/Å), positions (Å), cell, and the temperature (K)."""
+
+    uncertainty: float
+    positions: np.ndarray
+    cell: np.ndarray | None
+    temperature: float
 
 
 class Outcome(NamedTuple):
@@ -99,7 +109,7 @@ def learn_actively(
     budget : int
         Labelled geometries in all, with those of the file.
     temperatures : sequence of float
-        Of the dynamics, K, in turns.
+        Of the dynamics, K.
     n_beads : int
         More than one: path-integral dynamics, and single beads are labelled.
     timestep_fs, max_steps
@@ -279,7 +289,6 @@ class _Run:
     rng: np.random.Generator
     errors: list[float] = field(default_factory=list)
     states: dict[float, dict[str, np.ndarray]] = field(default_factory=dict)
-    turn: int = 0
     calm: int = 0
 
     def __post_init__(self):
@@ -300,38 +309,45 @@ class _Run:
 
     @property
     def typical(self) -> float:
-        """Root mean square deviation of forces, each training geometry predicted from all others; their median."""
-        return self.growing.force_field.posterior.typical
+        """Root mean square of the forces."""
+        return float(np.sqrt((self.growing.dataset.forces**2).mean()))
 
     @property
     def limit(self) -> float:
         """The uncertainty at which walkers stop."""
-        forces = self.growing.dataset.forces
-        return MOST * float(np.sqrt((forces**2).mean()))
+        return MOST * self.typical
 
     def round(self) -> bool:
-        """Walk until something is uncertain, and label it; whether there was anything at some temperature."""
-        while self.calm < CALM * len(self.temperatures):
-            temperature = self.temperatures[self.turn % len(self.temperatures)]
-            self.turn += 1
-            uncertainty, positions, cell = self._walk(temperature)
-            if not uncertainty > min(WORTH * self.typical, self.limit):
+        """Walk, and label something uncertain; whether there was anything."""
+        while self.calm < CALM:
+            seen = [one for temperature in self.temperatures for one in self._walk(temperature)]
+            if max(one.uncertainty for one in seen) < WORTH * self.typical:
                 self.calm += 1
                 continue
             self.calm = 0
-            one = self.store.label(positions, cell)
-            if one is None:
-                continue
-            prediction = self.growing.force_field.predict(one.positions[0], cell).forces
-            error = float(np.sqrt(((prediction - one.forces[0]) ** 2).mean()))
-            self.errors.append(error)
-            self.account = (
-                f"{len(self.store)} labels: {temperature:g} K, uncertainty {1e3 * uncertainty:.0f}, "
-                f"error {1e3 * error:.0f} meV/Å"
-            )
-            self._take_in(one)
-            return True
+            if self._label(self._drawn(seen)):
+                return True
         return False
+
+    def _drawn(self, seen: list[Seen]) -> Seen:
+        """One of the more uncertain."""
+        uncertainties = np.array([one.uncertainty for one in seen])
+        return seen[self.rng.choice(np.flatnonzero(uncertainties >= np.quantile(uncertainties, UPPER, method="lower")))]
+
+    def _label(self, chosen: Seen) -> bool:
+        """Label a geometry and take it in; whether the reference calculator could."""
+        one = self.store.label(chosen.positions, chosen.cell)
+        if one is None:
+            return False
+        prediction = self.growing.force_field.predict(one.positions[0], chosen.cell).forces
+        error = float(np.sqrt(((prediction - one.forces[0]) ** 2).mean()))
+        self.errors.append(error)
+        self.account = (
+            f"{len(self.store)} labels: {chosen.temperature:g} K, uncertainty {1e3 * chosen.uncertainty:.0f}, "
+            f"error {1e3 * error:.0f} meV/Å"
+        )
+        self._take_in(one)
+        return True
 
     def _take_in(self, one: Dataset) -> None:
         if len(self.store) >= AGAIN * self.n_chosen:
@@ -347,29 +363,26 @@ class _Run:
         if len(self.store) > self.n_chosen:
             self._train()
 
-    def _walk(self, temperature: float) -> tuple[float, np.ndarray, np.ndarray | None]:
-        """The most uncertain geometry that walkers see, up to where they stop; the next round goes on from there."""
-        field = self.growing.force_field
-        dynamics = self._dynamics(temperature)
-        best = (0.0, self.store.structure.positions, None)
+    def _walk(self, temperature: float) -> list[Seen]:
+        """What walkers see, up to where they stop; the next round goes on from there."""
+        dynamics, seen = self._dynamics(temperature), []
         for _ in range(max(1, self.max_steps // LOOK)):
             try:
                 dynamics.run(LOOK)
             except GDMLError:  # the state before has been looked at; at once, it is the force field that is bad
                 self.states.pop(temperature, None)
-                return best if best[0] > 0 else self._shaken()
-            seen = self._most_uncertain(dynamics, field)
-            best = max(best, seen, key=lambda one: one[0])
-            if best[0] > self.limit:
+                return seen or [self._shaken(temperature)]
+            seen += self._look(dynamics, temperature)
+            if max(one.uncertainty for one in seen) > self.limit:
                 break
         self.states[temperature] = dynamics.state()
-        return best
+        return seen
 
-    def _shaken(self) -> tuple[float, np.ndarray, np.ndarray | None]:
+    def _shaken(self, temperature: float) -> Seen:
         """A labelled geometry, shaken, as what is surely uncertain."""
         atoms = self.store.frames[self.rng.integers(len(self.store))]
         cell = atoms.cell.array if atoms.pbc.any() else None
-        return np.inf, atoms.positions + self.rng.normal(0, SHAKEN[1], atoms.positions.shape), cell
+        return Seen(np.inf, atoms.positions + self.rng.normal(0, SHAKEN[1], atoms.positions.shape), cell, temperature)
 
     def _dynamics(self, temperature: float) -> RingPolymerMD:
         """Walkers where they stopped; from a labelled geometry, where one is too hot or has flown apart."""
@@ -403,14 +416,15 @@ class _Run:
         thermal = 1.5 * len(self.store.structure) * units.kB * temperature * self.n_beads**0.5
         return self.growing.dataset.energy.min() + HOT * thermal
 
-    def _most_uncertain(self, dynamics: RingPolymerMD, field) -> tuple[float, np.ndarray, np.ndarray | None]:
-        batch = dynamics.positions.flatten(0, 1).cpu().numpy()
+    def _look(self, dynamics: RingPolymerMD, temperature: float) -> list[Seen]:
+        """Each replica's most uncertain bead."""
+        field, batch = self.growing.force_field, dynamics.positions.flatten(0, 1).cpu().numpy()
         cells = None
         if field.is_periodic:
             cells = np.repeat([a.cell.array for a in dynamics.replicas], self.n_beads, axis=0)
         deviations = np.sqrt((field.uncertainty(batch, cells).forces ** 2).mean((1, 2)))
-        worst = int(deviations.argmax())
-        return float(deviations[worst]), batch[worst], None if cells is None else cells[worst]
+        worst = deviations.reshape(WALKERS, -1).argmax(1) + np.arange(WALKERS) * self.n_beads
+        return [Seen(float(deviations[k]), batch[k], None if cells is None else cells[k], temperature) for k in worst]
 
     def _walker(self, temperature: float) -> Atoms:
         cool = np.flatnonzero(self.growing.dataset.energy <= self._highest(temperature))
