@@ -118,8 +118,9 @@ def _train(options: argparse.Namespace) -> None:
     seconds = time.perf_counter() - start
     if is_first():
         force_field.save(options.output)
-        if options.uncertainty:
-            force_field = with_uncertainty(force_field, training, validation)
+        if options.uncertainty or options.committee:
+            kind = "committee" if options.committee else "posterior"
+            force_field = with_uncertainty(force_field, training, validation, kind=kind, progress=not options.quiet)
             force_field.save(options.output)
         checkpoint.unlink(missing_ok=True)
         print(f"{options.output}: {_describe(force_field)}; trained in {seconds:.1f} s{_account(force_field)}")
@@ -138,7 +139,7 @@ def _judge(force_field: ForceField, training: Dataset, validation: Dataset | Non
         return
     prediction = predict(force_field, validation)
     print(f"validation: {compare(prediction, validation, force_field.energies_are_relative)}")
-    if force_field.posterior is not None:
+    if force_field.error_model is not None:
         print(f"coverage of 90 % intervals of forces: {100 * coverage(force_field, validation)[0]:.0f} %")
     if picture:
         plots.plot_parity(prediction, validation, picture, relative=force_field.energies_are_relative)
@@ -190,7 +191,7 @@ def test(options: argparse.Namespace) -> None:
     print(json.dumps(metrics.to_dict()) if options.json else metrics)
     if not options.json:
         _tell_precision(force_field, dataset)
-        if force_field.posterior is not None and dataset.forces is not None:
+        if force_field.error_model is not None and dataset.forces is not None:
             print(f"coverage of 90 % intervals of forces: {100 * coverage(force_field, dataset)[0]:.0f} %")
     if options.reliability:
         plots.plot_reliability(force_field, dataset, options.reliability)
@@ -332,6 +333,7 @@ def _add_train(commands, data) -> None:
     parser.add_argument("--symmetry", choices=("auto", "none"), default="auto", help="permutations of equal atoms")
     parser.add_argument("--use-energy", action="store_true", help="train on energies too")
     parser.add_argument("--uncertainty", action="store_true", help="with standard deviations of what it predicts")
+    parser.add_argument("--committee", action="store_true", help="these by a committee, cheaper for crystals")
     parser.add_argument("--use-stress", action="store_true", help="of crystals: train on stress too")
     parser.add_argument("--solver", choices=("auto", "cholesky", "cg"), default="auto", help="closed form or CG")
     parser.add_argument("--preconditioner", choices=(*FACTORS, "none"), default="rpcholesky", help="of CG")

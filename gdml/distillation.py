@@ -110,7 +110,7 @@ def distill(
     student = replace(student, details=student.details | {"teacher": known})
     one = held.positions[: min(TIMED, n_held)]
     cells = None if held.periodic_cell is None else np.broadcast_to(held.cell, (len(held), 3, 3))
-    times = [_milliseconds(field, one, cells) for field in (replace(teacher, posterior=None), student)]
+    times = [_milliseconds(field, one, cells) for field in (replace(teacher, error_model=None), student)]
     return Distilled(student, samples, evaluate(student, held), *times)
 
 

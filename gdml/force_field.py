@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from .baselines import Baseline
+from .committee import Committee
 from .contractions import Contraction, check_backend, contraction
 from .descriptors import Descriptor, Features, InverseDistances, ManyBody, PowerSpectrum
 from .errors import DataError, FitError, ModelMismatchError
@@ -87,7 +88,7 @@ class ForceField:
         The atoms of the training geometries, where these are others (`for_atoms`).
     baseline : Baseline or None
         What is added to all that is predicted.
-    posterior : Posterior or None
+    error_model : Posterior, Committee or None
         Variances of what is predicted (`gdml.with_uncertainty`).
     devices : tuple of str
         Where it is evaluated; batches are shared out to them. These last three are no
@@ -110,7 +111,7 @@ class ForceField:
     ranges: np.ndarray | None = None
     reference_numbers: np.ndarray | None = None
     baseline: Baseline | None = None
-    posterior: Posterior | None = None
+    error_model: Posterior | Committee | None = None
     devices: tuple[str, ...] = ("cpu",)
     dtype: str = "float64"
     backend: str = "auto"
@@ -201,7 +202,7 @@ class ForceField:
             details=self.details | {"energies": "absolute" if is_multiple else "relative"},
             ranges=ranges_by_element(self.ranges, self.numbers, numbers),
             reference_numbers=self.numbers if self.reference_numbers is None else self.reference_numbers,
-            posterior=None,
+            error_model=None,
         )
 
     @property
@@ -482,7 +483,7 @@ class ForceField:
         cells = None if cell is None else _array(cell)
         batch = given.reshape(-1, *given.shape[-2:]).cpu()
         features = self.descriptor.evaluate(batch, **self._cells(cells))
-        energy, forces = (part.numpy() for part in self.posterior.deviations(features))
+        energy, forces = (part.numpy() for part in self.error_model.deviations(features))
         if given.ndim == 2:
             return Uncertainty(float(energy[0]), forces.reshape(given.shape))
         return Uncertainty(energy, forces.reshape(given.shape))
@@ -494,7 +495,7 @@ class ForceField:
         ------
         FitError
         """
-        if wanted and self.posterior is None:
+        if wanted and self.error_model is None:
             raise FitError("this force field knows no uncertainty; see gdml.with_uncertainty, gdml train --uncertainty")
 
     def precision_error(self, positions: ArrayLike, cell: ArrayLike | None = None) -> float:
@@ -649,8 +650,8 @@ class ForceField:
         }
         if self.baseline is not None:
             recipe["baseline"] = self.baseline.recipe()
-        if self.posterior is not None:
-            recipe["posterior"] = self.posterior.recipe()
+        if self.error_model is not None:
+            recipe["error_model"] = self.error_model.recipe()
         fields = {
             "format": FORMAT,
             "schema": SCHEMA,
@@ -664,8 +665,8 @@ class ForceField:
             "offset": self.offset,
         }
         optional = {"energy_coefficients": self.c, "ranges": self.ranges, "reference_numbers": self.reference_numbers}
-        if self.posterior is not None:
-            optional |= {f"posterior_{name}": getattr(self.posterior, name).cpu() for name in ("y", "c", "duals")}
+        if self.error_model is not None:
+            optional |= {f"error_model_{name}": part.cpu() for name, part in self.error_model.arrays().items()}
         fields |= {name: value for name, value in optional.items() if value is not None}
         return {name: np.asarray(value) for name, value in fields.items()}
 

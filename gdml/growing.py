@@ -47,10 +47,10 @@ class Growing:
             If it is nearly equal to one that is there; if there are too many labels, or stress.
         """
         before, dataset = self.force_field, self.dataset.joined(one)
-        if not before.posterior.is_exact or before.details.get("use_stress"):
+        if not before.error_model.is_exact or before.details.get("use_stress"):
             raise FitError("a force field of so many labels, or of stress, cannot take in one more; train again")
         labels = labels_of_field(before, one)
-        posterior = before.posterior.grown(labels.features.x, labels.duals(torch.tensor([0])))
+        posterior = before.error_model.grown(labels.features.x, labels.duals(torch.tensor([0])))
         everything = labels_of_field(before, dataset)
         alpha = posterior.solve(everything.values)
         c, w = everything.spread(alpha)
@@ -61,7 +61,7 @@ class Growing:
             w=w.numpy(),
             offset=everything.offset,
             ranges=own_ranges(before.descriptor, before.group, dataset),
-            posterior=scaled_by_left_out(posterior, everything),
+            error_model=scaled_by_left_out(posterior, everything),
             details=before.details | {"n_train": len(dataset), "fingerprint": dataset.fingerprint},
         )
         return Growing(self._with_constant(field, dataset), dataset)

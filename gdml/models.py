@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from .baselines import Baseline, as_baseline
+from .committee import Committee
 from .descriptors import AutogradDescriptor, Concatenated, Descriptor, InverseDistances, from_recipe
 from .errors import BaselineError, DataError, FitError, FormatError, SymmetryError
 from .force_field import FORMAT, SCHEMA, ForceField
@@ -85,7 +86,8 @@ def _read(
         raise FormatError(f"{path}: written by a later version (schema {archive['schema']}); update gdml")
     try:
         force_field = _checked(_from_fields(archive, descriptor, kernel), archive)
-        return replace(force_field, baseline=_baseline(archive, baseline), posterior=_posterior(force_field, archive))
+        error_model = _error_model(force_field, archive)
+        return replace(force_field, baseline=_baseline(archive, baseline), error_model=error_model)
     except (KeyError, ValueError, TypeError) as error:
         if isinstance(error, FormatError):
             raise
@@ -128,12 +130,14 @@ def _baseline(archive: Archive, given: Baseline | None) -> Baseline | None:
     return None if recipe is None else Baseline.from_recipe(recipe, given)
 
 
-def _posterior(force_field: ForceField, archive: Archive) -> Posterior | None:
-    recipe = json.loads(archive.text("recipe")).get("posterior")
+def _error_model(force_field: ForceField, archive: Archive) -> Posterior | Committee | None:
+    recipe = json.loads(archive.text("recipe")).get("error_model")
     if recipe is None:
         return None
-    arrays = (torch.tensor(archive[f"posterior_{name}"]) for name in ("y", "c", "duals"))
-    return Posterior(force_field.kernel, force_field._action, *arrays, **recipe)
+    kind = {"posterior": Posterior, "committee": Committee}[recipe.pop("kind")]
+    prefix = "error_model_"
+    arrays = {name.removeprefix(prefix): torch.tensor(archive[name]) for name in archive if name.startswith(prefix)}
+    return kind(force_field.kernel, force_field.reference_action, **arrays, **recipe)
 
 
 def _descriptor(recipe: dict, numbers: np.ndarray, given: Descriptor | None) -> Descriptor:

@@ -71,8 +71,6 @@ class Posterior:
         s of forces, and of energies.
     calibration : str
         How that was found.
-    typical : float
-        Of forces, eV/Å: root mean square of each geometry's errors, predicted from all others; their median.
     inverse_factor : (kL, kL) tensor, optional
         Of the labels' covariance with the noise, where it is known.
     """
@@ -87,13 +85,16 @@ class Posterior:
     scale: float = 1.0
     energy_scale: float = 1.0
     calibration: str = "none"
-    typical: float = 0.0
     inverse_factor: Tensor | None = None
 
     def recipe(self) -> dict[str, object]:
         """What a file needs besides arrays."""
-        names = "noise", "is_exact", "scale", "energy_scale", "calibration", "typical"
-        return {name: getattr(self, name) for name in names}
+        names = "noise", "is_exact", "scale", "energy_scale", "calibration"
+        return {"kind": "posterior"} | {name: getattr(self, name) for name in names}
+
+    def arrays(self) -> dict[str, Tensor]:
+        """What a file needs besides the recipe."""
+        return {"y": self.y, "c": self.c, "duals": self.duals}
 
     @cached_property
     def _jets(self) -> Contraction:

@@ -46,7 +46,7 @@ def test_learns_the_reference(structure, force_field, frames, tmp_path):
     assert reference.n == 24 == len(found.dataset) == len(gdml.read(tmp_path / "labels.extxyz"))
     assert found.reason == "the budget is spent" and found.failed == 0
     assert np.mean(found.errors[-5:]) < 0.8 * np.mean(found.errors[:5])
-    assert found.force_field.posterior.is_exact
+    assert found.force_field.error_model.is_exact
     test = gdml.Dataset(frames.positions[:50], frames.numbers, *force_field.predict(frames.positions[:50])[:2])
     start = gdml.fit(found.dataset[:5], **FIXED)
     assert gdml.evaluate(found.force_field, test).forces_rmse < 0.5 * gdml.evaluate(start, test).forces_rmse

@@ -70,6 +70,7 @@ LAYERS = [
         "sgdml_models",
         "region",
         "posterior",
+        "committee",
         "force_field",
         "models",
         "metrics",

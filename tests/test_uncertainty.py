@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import gdml
+from gdml.committee import halves
 from gdml.errors import DataError, FitError
 from gdml.pool import METHODS
 from gdml.posterior import scale_of
@@ -58,7 +59,7 @@ def dense_covariance(field, training, positions):
 
 def test_variances_against_the_dense_process(frames):
     field = gdml.fit(frames[:4], length_scale=3.0, noise=1e-6)
-    posterior = gdml.with_uncertainty(field, frames[:4]).posterior
+    posterior = gdml.with_uncertainty(field, frames[:4]).error_model
     assert posterior.is_exact
     found = posterior.covariance(field.descriptor.evaluate(torch.tensor(frames.positions[50:51])))
     expected = dense_covariance(field, frames[:4], frames.positions[50])
@@ -77,12 +78,12 @@ def test_what_was_left_out_is_predicted_as_by_a_training_without(frames):
     """Residuals and variances in closed form against a training on all other geometries."""
     field = gdml.with_uncertainty(gdml.fit(frames[:8], length_scale=20.0), frames[:8])
     labels = gdml.uncertainty.labels_of_field(field, frames[:8])
-    residuals, covariances = field.posterior.left_out(labels.values)
+    residuals, covariances = field.error_model.left_out(labels.values)
     rest = [k for k in range(8) if k != 3]
     without = gdml.fit(frames[rest], length_scale=20.0)
     error = (frames.forces[3] - without.predict(frames.positions[3]).forces).ravel()
     np.testing.assert_allclose(-(labels.basis[3] @ residuals[3]).numpy(), error, atol=2e-3 * np.abs(error).max())
-    variances = gdml.with_uncertainty(without, frames[rest]).posterior
+    variances = gdml.with_uncertainty(without, frames[rest]).error_model
     basis, one = labels.basis[3], without.descriptor.evaluate(torch.tensor(frames.positions[3:4]))
     slopes = variances.covariance(one)[1:, 1:]
     expected = basis.T @ slopes @ basis
@@ -95,7 +96,7 @@ def test_coverage_of_other_geometries(trained, frames):
     levels = np.array([0.3, 0.6, 0.9])
     found = coverage(trained, frames[130:], levels)
     assert (np.diff(found) > 0).all() and np.abs(found - levels).max() < 0.2
-    assert "30 held-out" in trained.posterior.calibration
+    assert "30 held-out" in trained.error_model.calibration
 
 
 def test_large_where_errors_are(trained, frames):
@@ -109,8 +110,8 @@ def test_large_where_errors_are(trained, frames):
 
 def test_some_geometries_give_an_upper_bound(frames):
     field = gdml.fit(frames[:30], length_scale=20.0)
-    all_of_them = gdml.with_uncertainty(field, frames[:30]).posterior
-    some = gdml.with_uncertainty(field, frames[:30], most_unknowns=220).posterior
+    all_of_them = gdml.with_uncertainty(field, frames[:30]).error_model
+    some = gdml.with_uncertainty(field, frames[:30], most_unknowns=220).error_model
     assert all_of_them.is_exact and not some.is_exact and len(some.y) == 10
     x = field.descriptor.evaluate(torch.tensor(frames.positions[100:105]))
     for k in range(5):
@@ -120,7 +121,7 @@ def test_some_geometries_give_an_upper_bound(frames):
 
 def test_one_more_geometry_is_as_all_from_the_start(frames):
     field = gdml.with_uncertainty(gdml.fit(frames[:9], length_scale=20.0, noise=1e-8), frames[:9])
-    whole, values = field.posterior, gdml.uncertainty.labels_of_field(field, frames[:9]).values
+    whole, values = field.error_model, gdml.uncertainty.labels_of_field(field, frames[:9]).values
     grown = replace(whole, y=whole.y[:6], duals=whole.duals[:6])
     for k in range(6, 9):
         grown = grown.grown(whole.y[k : k + 1], whole.duals[k : k + 1])
@@ -222,3 +223,66 @@ def test_farthest_is_farthest(frames):
 def test_selections_that_cannot_be_made(frames, n, options, error, message):
     with pytest.raises(error, match=message):
         gdml.select(frames[:60], n, **options)
+
+
+@pytest.fixture(scope="module")
+def by_committee(frames):
+    field = gdml.fit(frames[:30], length_scale=20.0)
+    return gdml.with_uncertainty(field, frames[:30], frames[100:130], kind="committee", n_members=4)
+
+
+@pytest.mark.filterwarnings("ignore::gdml.errors.EnergyWarning")  # of members, trained on five geometries
+@pytest.mark.parametrize("use_energy", [False, True])
+def test_members_are_force_fields_of_their_halves(frames, use_energy):
+    options = {"length_scale": 20.0, "noise": 1e-8, "use_energy": use_energy}
+    field = gdml.fit(frames[:10], **options)
+    sure = gdml.with_uncertainty(field, frames[:10], kind="committee", n_members=4)
+    positions, own = frames.positions[50:53], halves(10, 4)
+    assert (own.sum(1) == 5).all() and (own.sum(0) == 2).all()
+    members = [gdml.fit(frames[:10][rows], symmetry=field.group, **options) for rows in own]
+    forces = np.array([member.predict(positions).forces for member in members])
+    energies = np.array(
+        [member.predict(positions).energy - member.predict(frames.positions[:10]).energy.mean() for member in members]
+    )
+    found, model = sure.uncertainty(positions), sure.error_model
+    np.testing.assert_allclose(found.forces, model.scale * forces.std(0, ddof=1), rtol=1e-6)
+    np.testing.assert_allclose(found.energy, model.energy_scale * energies.std(0, ddof=1), rtol=1e-5)
+    # The scale: of the errors of those that do not know a geometry.
+    others = [[members[k].predict(frames.positions[j]).forces for k in np.flatnonzero(~own[:, j])] for j in range(10)]
+    ratio = np.abs(np.mean(others, 1) - frames.forces[:10]) / np.std(others, 1, ddof=1)
+    assert model.scale == pytest.approx(np.quantile(ratio, 0.9) / 1.6449, rel=1e-5)
+
+
+def test_coverage_by_a_committee(by_committee, frames):
+    assert 0.8 < coverage(by_committee, frames[130:200])[0] < 0.97
+    assert "30 held-out" in by_committee.error_model.calibration
+
+
+def test_a_committee_in_a_file(by_committee, frames, tmp_path):
+    by_committee.save(tmp_path / "m.npz")
+    loaded = gdml.load(tmp_path / "m.npz")
+    expected, found = (field.uncertainty(frames.positions[60:63]) for field in (by_committee, loaded))
+    np.testing.assert_allclose(found.forces, expected.forces, rtol=1e-9)
+    np.testing.assert_allclose(found.energy, expected.energy, rtol=1e-9)
+    atoms = frames[60].to_atoms()[0]
+    atoms.calc = gdml.GDMLCalculator(loaded, uncertainty=True)
+    atoms.get_forces()
+    np.testing.assert_allclose(atoms.calc.results["forces_uncertainty"], expected.forces[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"kind": "ensemble"}, "one of posterior, committee"),
+        ({"kind": "committee", "n_members": 5}, "even number"),
+        ({"kind": "committee", "n_members": 2}, "four or more"),
+    ],
+)
+def test_committees_that_cannot_be(frames, force_field, options, message):
+    with pytest.raises(FitError, match=message):
+        gdml.with_uncertainty(replace(force_field, details={}), frames[:30], **options)
+
+
+def test_a_committee_of_too_few_geometries(frames):
+    with pytest.raises(FitError, match="6 geometries"):
+        gdml.with_uncertainty(gdml.fit(frames[:4], length_scale=20.0), frames[:4], kind="committee")
