@@ -2,7 +2,7 @@
 
 All hyper-parameters are those that training chooses by itself.
 
-    python benchmarks/few_geometries.py [table] [flexible] [distilled] [coverage] [cost] [crystals]
+    python benchmarks/few_geometries.py [table] [flexible] [distilled] [coverage] [cost] [crystals] [nanosecond]
 """
 
 import argparse
@@ -11,12 +11,15 @@ import json
 import warnings
 
 import numpy as np
+from ase import units
 from common import DATA, RESULTS, dataset, median_seconds, run_parts
 
 import gdml
 from gdml.baselines import as_baseline
 from gdml.dataset import read_structure
-from gdml.errors import BaselineWarning, EnergyWarning
+from gdml.dynamics import RingPolymerMD
+from gdml.dynamics.classical import set_thermal_momenta
+from gdml.errors import BaselineWarning, DynamicsError, EnergyWarning
 from gdml.uncertainty import coverage
 
 MOLECULES = {
@@ -164,6 +167,64 @@ def crystals() -> dict:
     return result
 
 
+# Picoseconds at 500 K with each kind of force field, one nanosecond in all, and samples that students learn from.
+SPANS = {
+    "ethanol": ({"direct": 200, XTB: 100, "distilled": 200}, 2000),
+    "acetylacetone": ({"direct": 300, XTB: 100, "distilled": 100}, 500),
+}
+REPLICAS, TEMPERATURE, TIMESTEP, LOOK = 20, 500.0, 0.5, 1000  # of dynamics: K, fs, steps between records
+MOST_STOPS = 20
+
+
+def nanosecond() -> dict:
+    """Dynamics at 500 K with force fields of 100 geometries: how long, and what ended them."""
+    result = {}
+    for name, (spans, n_samples) in SPANS.items():
+        training, test = split(name, 100, 0)
+        fields = {"direct": gdml.fit(training), XTB: gdml.fit(training, baseline=XTB)}
+        for kind, picoseconds in spans.items():
+            if kind == "distilled":
+                fields[kind] = gdml.distill(fields[XTB], training, n_samples).force_field
+            found = endured(fields[kind], training, picoseconds)
+            result.setdefault(name, {})[kind] = {"forces_mae": errors(fields[kind], test)["forces_mae"]} | found
+            print(name, kind, result[name][kind], flush=True)
+            keep("nanosecond", result)
+    return result
+
+
+def endured(field: gdml.ForceField, training: gdml.Dataset, picoseconds: float) -> dict:
+    """What happened in so many picoseconds of all replicas together, started anew where they were stopped."""
+    rng, stops, kelvin, outside, looks = np.random.default_rng(0), [], [], 0, 0
+    steps, limit = 0, int(1e3 * picoseconds / TIMESTEP / REPLICAS)
+    while steps < limit and len(stops) < MOST_STOPS:
+        dynamics, before = started(field, training, rng), steps
+        try:
+            while steps < limit:
+                dynamics.run(min(LOOK, limit - steps))
+                steps = before + dynamics.nsteps
+                kelvin.append(2 * float(dynamics.mode_kinetic().mean()) / (3 * training.n_atoms * units.kB))
+        except DynamicsError as error:
+            steps = before + dynamics.nsteps
+            stops.append(str(error))
+        outside, looks = outside + dynamics.n_outside, looks + max(1, dynamics.nsteps // 10)
+    return {
+        "picoseconds": 1e-3 * TIMESTEP * REPLICAS * steps,
+        "stops": stops,
+        "kelvin": float(np.mean(kelvin)) if kelvin else None,
+        "looks_outside": outside / looks,
+    }
+
+
+def started(field: gdml.ForceField, training: gdml.Dataset, rng: np.random.Generator) -> RingPolymerMD:
+    replicas = []
+    for frame in rng.choice(len(training), REPLICAS, replace=False):
+        (atoms,) = training[[frame]].to_atoms()
+        atoms.calc = None
+        set_thermal_momenta(atoms, TEMPERATURE, rng)
+        replicas.append(atoms)
+    return RingPolymerMD(replicas, TIMESTEP * units.fs, temperature_K=TEMPERATURE, n_beads=1, forces=field, rng=rng)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*")
@@ -175,6 +236,7 @@ def main() -> None:
         "coverage": of_coverage,
         "cost": cost,
         "crystals": crystals,
+        "nanosecond": nanosecond,
     }
     run_parts("few_geometries", parts, parser.parse_args().parts)
 

@@ -1,10 +1,10 @@
 """Active learning: dynamics with the force field choose the geometries that the reference method labels.
 
 Walkers start from labelled geometries at all temperatures asked for, and go on from round to
-round. Where forces become too uncertain, they stop. Of all that they saw in a round, one of the more
-uncertain is labelled, written to disk, and taken in: not the most uncertain, since extremes alone
-teach little about what is between them. The uncertainty is the root mean square of the standard
-deviations of forces.
+round; where forces become too uncertain, or energies too high, they start anew. Of all that they
+saw in a round, one of the more uncertain is labelled, written to disk, and taken in: not the most
+uncertain, since extremes alone teach little about what is between them. The uncertainty is the root
+mean square of the standard deviations of forces.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import ase.io
 import numpy as np
-import torch
 from ase import Atoms, units
 from ase.calculators.calculator import BaseCalculator
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -32,10 +31,10 @@ from .progress import progress_bar
 from .selection import MIN_FRAMES
 
 FIRST = 5  # geometries that are shaken from the structure, before there is a force field
-SHAKEN = (0.02, 0.08)  # Å, standard deviation of the first and the last of them
-WORTH = 0.01  # uncertainty that is worth a label, over the typical force
-MOST = 0.2  # uncertainty at which walkers stop, over the typical force: beyond, a bad force field leads them astray
-HOT = 2.0  # energy of geometries that walkers start from, over that which is thermal
+SHAKEN = 0.02  # Å, standard deviation of the first of them; the others reach up to the thermal energy
+WORTH = 3e-3  # eV/Å: uncertainty that is worth a label; reference methods are hardly converged to less
+MOST = 0.2  # uncertainty at which walkers start anew, over the typical force: beyond, they would go astray
+HOT = 2.0  # energy over the lowest, in units of the thermal one, up to which a geometry is of interest
 WALKERS, LOOK = 4, 20  # walkers at a temperature, and steps between looks
 UPPER = 0.75  # quantile of the uncertainties seen in a round, above which one is drawn
 CALM = 3  # rounds without anything worth a label, after which all is known
@@ -111,7 +110,7 @@ def learn_actively(
     temperatures : sequence of float
         Of the dynamics, K.
     n_beads : int
-        More than one: path-integral dynamics, and single beads are labelled.
+        More than one: path-integral dynamics, and single beads of the walkers are looked at, and labelled.
     timestep_fs, max_steps
         Of the dynamics, and how many steps walkers go at most.
     goal : float, optional
@@ -148,7 +147,7 @@ def learn_actively(
     store = Labelled(labels, structure, calculator, as_baseline(options.get("baseline")))
     options["baseline"] = store.baseline
     store.retry(budget)
-    _begin(store, structure, first, seed)
+    _begin(store, structure, first, seed, thermal_energy(structure, max(temperatures), n_beads))
     run = _Run(store, options, list(temperatures), n_beads, timestep_fs, max_steps, np.random.default_rng(seed))
     with progress_bar("labels", progress) as bar:
         reason = "the budget is spent"
@@ -167,13 +166,24 @@ def learn_actively(
     return Outcome(run.growing.force_field, run.growing.dataset, run.errors, len(store.failed), reason)
 
 
-def _begin(store: "Labelled", structure: Atoms, first: int, seed: int) -> None:
-    """The structure and some that are shaken from it, until there are enough; the same where it is called again."""
+def thermal_energy(structure: Atoms, temperature: float, n_beads: int) -> float:
+    """Mean potential energy of harmonic atoms over the lowest, eV; of quantum ones a rough guess."""
+    return 0.5 * max(1, 3 * len(structure) - 6) * units.kB * temperature * n_beads**0.5
+
+
+def _begin(store: "Labelled", structure: Atoms, first: int, seed: int, highest: float) -> None:
+    """The structure and some that are shaken from it, until there are enough; the same where it is called again.
+
+    The first is shaken a little. Its energy tells how much the others may be, up to the highest energy.
+    """
     rng, known = np.random.default_rng([seed, 1]), store.frames + store.failed
     for k in count():
         if len(store) >= first:
             return
-        width = np.interp(k, [1, max(2, first - 1)], SHAKEN) if k else 0.0
+        width = SHAKEN * min(k, 1)
+        if k > 1 and len(store) > 1:
+            low, shaken = (atoms.get_potential_energy() for atoms in store.frames[:2])
+            width *= np.sqrt(np.interp(k, [1, max(2, first - 1)], [1.0, max(1.0, highest / abs(shaken - low))]))
         positions = structure.positions + rng.normal(0.0, 1.0, structure.positions.shape) * width
         if not any(np.allclose(positions, atoms.positions, atol=1e-7) for atoms in known):
             store.label(positions)
@@ -308,20 +318,16 @@ class _Run:
         return float(np.sqrt(np.mean(np.square(recent)))) if len(recent) == RECENT else np.inf
 
     @property
-    def typical(self) -> float:
-        """Root mean square of the forces."""
-        return float(np.sqrt((self.growing.dataset.forces**2).mean()))
-
-    @property
     def limit(self) -> float:
-        """The uncertainty at which walkers stop."""
-        return MOST * self.typical
+        """The uncertainty at which walkers start anew."""
+        typical = np.median(np.sqrt((self.growing.dataset.forces**2).mean((1, 2))))
+        return MOST * float(typical)
 
     def round(self) -> bool:
         """Walk, and label something uncertain; whether there was anything."""
         while self.calm < CALM:
             seen = [one for temperature in self.temperatures for one in self._walk(temperature)]
-            if max(one.uncertainty for one in seen) < WORTH * self.typical:
+            if max(one.uncertainty for one in seen) < WORTH:
                 self.calm += 1
                 continue
             self.calm = 0
@@ -330,9 +336,12 @@ class _Run:
         return False
 
     def _drawn(self, seen: list[Seen]) -> Seen:
-        """One of the more uncertain."""
-        uncertainties = np.array([one.uncertainty for one in seen])
-        return seen[self.rng.choice(np.flatnonzero(uncertainties >= np.quantile(uncertainties, UPPER, method="lower")))]
+        """One of the more uncertain, of any temperature that has such."""
+        worst = np.quantile([one.uncertainty for one in seen], UPPER, method="lower")
+        above = [one for one in seen if one.uncertainty >= worst]
+        temperature = self.rng.choice(np.unique([one.temperature for one in above]))
+        above = [one for one in above if one.temperature == temperature]
+        return above[self.rng.integers(len(above))]
 
     def _label(self, chosen: Seen) -> bool:
         """Label a geometry and take it in; whether the reference calculator could."""
@@ -364,67 +373,70 @@ class _Run:
             self._train()
 
     def _walk(self, temperature: float) -> list[Seen]:
-        """What walkers see, up to where they stop; the next round goes on from there."""
+        """What walkers see; the next round goes on from where they are."""
         dynamics, seen = self._dynamics(temperature), []
         for _ in range(max(1, self.max_steps // LOOK)):
             try:
                 dynamics.run(LOOK)
-            except GDMLError:  # the state before has been looked at; at once, it is the force field that is bad
-                self.states.pop(temperature, None)
-                return seen or [self._shaken(temperature)]
-            seen += self._look(dynamics, temperature)
-            if max(one.uncertainty for one in seen) > self.limit:
-                break
+            except GDMLError:  # the force field is bad there
+                dynamics = self._fresh(temperature)
+                continue
+            found, lost = self._look(dynamics, temperature)
+            seen += found
+            self._renew(dynamics, lost, temperature)
         self.states[temperature] = dynamics.state()
-        return seen
+        return seen or [self._shaken(temperature)]
 
     def _shaken(self, temperature: float) -> Seen:
         """A labelled geometry, shaken, as what is surely uncertain."""
         atoms = self.store.frames[self.rng.integers(len(self.store))]
         cell = atoms.cell.array if atoms.pbc.any() else None
-        return Seen(np.inf, atoms.positions + self.rng.normal(0, SHAKEN[1], atoms.positions.shape), cell, temperature)
+        return Seen(np.inf, atoms.positions + self.rng.normal(0, SHAKEN, atoms.positions.shape), cell, temperature)
 
     def _dynamics(self, temperature: float) -> RingPolymerMD:
-        """Walkers where they stopped; from a labelled geometry, where one is too hot or has flown apart."""
-        field = self.growing.force_field
-        walkers = [self._walker(temperature) for _ in range(WALKERS)]
-        dynamics = RingPolymerMD(
-            walkers,
+        """Walkers where they were, as far as that is still good."""
+        dynamics = self._fresh(temperature)
+        if temperature in self.states:
+            dynamics.start_from(self.states[temperature])
+            self._renew(dynamics, self._look(dynamics, temperature)[1], temperature)
+        return dynamics
+
+    def _fresh(self, temperature: float) -> RingPolymerMD:
+        """Walkers that start from labelled geometries."""
+        return RingPolymerMD(
+            [self._walker(temperature) for _ in range(WALKERS)],
             self.timestep_fs * units.fs,
             temperature_K=temperature,
             n_beads=self.n_beads,
-            forces=field,
+            forces=self.growing.force_field,
             rng=self.rng,
         )
-        state = self.states.get(temperature)
-        if state is None:
-            return dynamics
-        fresh = dynamics.state()
-        beads = dynamics.modes.to_beads(torch.as_tensor(state["q"])).flatten(0, 1).numpy()
-        cells = None
-        if field.is_periodic:
-            cells = np.repeat(state["cells"], self.n_beads, axis=0)
-        energies = np.asarray(field.predict(beads, cells).energy).reshape(WALKERS, -1).mean(1)
-        hot = energies > self._highest(temperature)
-        for name in {"q", "p", "cells"} & set(state):
-            state[name] = np.where(hot.reshape(-1, *[1] * (fresh[name].ndim - 1)), fresh[name], state[name])
-        dynamics.start_from(state)
-        return dynamics
+
+    def _renew(self, dynamics: RingPolymerMD, lost: np.ndarray, temperature: float) -> None:
+        """Let lost walkers start from labelled geometries."""
+        if lost.any():
+            state, fresh = dynamics.state(), self._fresh(temperature).state()
+            for name in {"q", "p", "cells"} & set(state):
+                state[name][lost] = fresh[name][lost]
+            dynamics.start_from(state)
 
     def _highest(self, temperature: float) -> float:
-        """Energy of geometries that walkers go on from at most."""
-        thermal = 1.5 * len(self.store.structure) * units.kB * temperature * self.n_beads**0.5
+        """Energy of geometries that are of interest at most."""
+        thermal = thermal_energy(self.store.structure, temperature, self.n_beads)
         return self.growing.dataset.energy.min() + HOT * thermal
 
-    def _look(self, dynamics: RingPolymerMD, temperature: float) -> list[Seen]:
-        """Each replica's most uncertain bead."""
-        field, batch = self.growing.force_field, dynamics.positions.flatten(0, 1).cpu().numpy()
-        cells = None
-        if field.is_periodic:
-            cells = np.repeat([a.cell.array for a in dynamics.replicas], self.n_beads, axis=0)
+    def _look(self, dynamics: RingPolymerMD, temperature: float) -> tuple[list[Seen], np.ndarray]:
+        """A bead of each replica that is not too hot; and which replicas are that, or too uncertain."""
+        field, beads = self.growing.force_field, self.rng.integers(self.n_beads, size=WALKERS)
+        batch = dynamics.positions[np.arange(WALKERS), beads].cpu().numpy()
+        cells = np.array([a.cell.array for a in dynamics.replicas]) if field.is_periodic else None
+        hot = np.asarray(field.predict(batch, cells).energy) > self._highest(temperature)
         deviations = np.sqrt((field.uncertainty(batch, cells).forces ** 2).mean((1, 2)))
-        worst = deviations.reshape(WALKERS, -1).argmax(1) + np.arange(WALKERS) * self.n_beads
-        return [Seen(float(deviations[k]), batch[k], None if cells is None else cells[k], temperature) for k in worst]
+        seen = [
+            Seen(float(deviations[k]), batch[k], None if cells is None else cells[k], temperature)
+            for k in np.flatnonzero(~hot)
+        ]
+        return seen, hot | (deviations > self.limit)
 
     def _walker(self, temperature: float) -> Atoms:
         cool = np.flatnonzero(self.growing.dataset.energy <= self._highest(temperature))
