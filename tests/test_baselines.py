@@ -351,3 +351,15 @@ def test_the_command_line(frames, tmp_path, capsys):
     assert f"baseline {LJ}" in capsys.readouterr().out
     (cache,) = tmp_path.glob("data.lj*.npz")
     assert len(np.load(cache)["keys"]) == 40
+
+
+def test_geometries_at_the_same_time_are_as_one_after_the_other(frames):
+    """Small geometries go to threads, and the error of one of them comes back."""
+    positions = frames.positions[:6].copy()
+    together = as_baseline("zbl").evaluate(frames.numbers, positions)
+    alone = [as_baseline("zbl").evaluate(frames.numbers, one[None]) for one in positions]
+    np.testing.assert_array_equal(together.forces, np.concatenate([one.forces for one in alone]))
+    np.testing.assert_array_equal(together.energy, np.concatenate([one.energy for one in alone]))
+    positions[3, 1] = positions[3, 0]
+    with pytest.raises(BaselineError, match="LennardJones"):
+        as_baseline("lj").evaluate(frames.numbers, positions)

@@ -14,7 +14,7 @@ from ..dataset import Dataset
 from ..errors import BaselineError, name_frames
 from ..progress import progress_bar
 from .catalogue import Term, parse
-from .labels import BaselineLabels, LabelFile, Memory, compute, geometries, key_of, labels_of, stacked
+from .labels import SMALL, BaselineLabels, LabelFile, Memory, Workers, compute, geometries, key_of, labels_of, stacked
 
 SAME = 2e-3  # eV/Å: differences of forces up to which a baseline counts as the same
 
@@ -79,6 +79,10 @@ class Baseline:
     def _calculators(self) -> list[Calculator]:
         return [term.make() for term in self.terms]
 
+    @cached_property
+    def _workers(self) -> Workers:
+        return Workers(self.terms)
+
     @property
     def has_stress(self) -> bool:
         """Whether all its calculators can give stress."""
@@ -92,7 +96,7 @@ class Baseline:
         pbc: Sequence[bool] = (False, False, False),
         stress: bool = False,
     ) -> BaselineLabels:
-        """Energies, forces and, where wanted, stress of geometries (M, N, 3), one after the other.
+        """Energies, forces and, where wanted, stress of geometries (M, N, 3); small ones at the same time.
 
         Raises
         ------
@@ -102,7 +106,7 @@ class Baseline:
             If the package of a calculator is not installed.
         """
         self.check()
-        return stacked([self._of(one, stress) for one in geometries(numbers, positions, cells, pbc)], stress)
+        return stacked(self._of(geometries(numbers, positions, cells, pbc), stress), stress)
 
     def labels(
         self, dataset: Dataset, *, stress: bool = False, cache: str | Path | None = None, progress: bool = False
@@ -140,7 +144,8 @@ class Baseline:
         failed = {}
         try:
             with progress_bar(f"baseline {self}", progress) as bar, self._lock:
-                found = compute(self.terms, self._calculators, [frames[k] for k in places], stress)
+                wanted = [frames[k] for k in places]
+                found = compute(self.terms, lambda atoms: self._computed([atoms], stress)[0], wanted, stress)
                 for done, (place, labels) in enumerate(found, 1):
                     frame = places[place]
                     if isinstance(labels, str):
@@ -165,19 +170,26 @@ class Baseline:
             labels = file.get(key, False)
             if labels is not None:
                 with self._lock:
-                    today = labels_of(self._calculators, atoms, False)
+                    (today,) = self._computed([atoms], False)
                 if np.abs(today.forces - labels.forces).max() > SAME:
                     raise BaselineError(f"{file.path}: labels of another version of {self}; delete this file")
                 return
 
-    def _of(self, atoms: Atoms, stress: bool) -> BaselineLabels:
-        key = key_of(atoms)
+    def _of(self, frames: Sequence[Atoms], stress: bool) -> list[BaselineLabels]:
+        keys = [key_of(atoms) for atoms in frames]
         with self._lock:
-            labels = self._memory.get(key, stress)
-            if labels is None:
-                labels = labels_of(self._calculators, atoms, stress)
-                self._memory.put(key, labels)
-        return labels
+            known = [self._memory.get(key, stress) for key in keys]
+            places = [k for k, labels in enumerate(known) if labels is None]
+            for k, labels in zip(places, self._computed([frames[k] for k in places], stress)):
+                known[k] = labels
+                self._memory.put(keys[k], labels)
+        return known
+
+    def _computed(self, frames: Sequence[Atoms], stress: bool) -> list[BaselineLabels]:
+        by_name = all(term.given is None for term in self.terms)
+        if frames and by_name and len(frames[0]) <= SMALL:
+            return self._workers.labels(frames, stress)
+        return [labels_of(self._calculators, atoms, stress) for atoms in frames]
 
     def difference(self, dataset: Dataset, **options) -> Dataset:
         """The dataset with what the labels are above the baseline; options as of `labels`.
@@ -202,7 +214,7 @@ class Baseline:
             positions=atoms.positions.tolist(),
             cell=atoms.cell.tolist() if atoms.pbc.any() else None,
             pbc=atoms.pbc.tolist(),
-            forces=labels_of(self._calculators, atoms, False).forces.tolist(),
+            forces=self._computed([atoms], False)[0].forces.tolist(),
         )
         return replace(self, example=example)
 
@@ -224,7 +236,7 @@ class Baseline:
         one = self.example
         cell = None if one.cell is None else np.array(one.cell)
         (atoms,) = geometries(np.array(one.numbers), np.array([one.positions]), cell, one.pbc)
-        return bool(np.abs(self._of(atoms, False).forces - np.array(one.forces)).max() < SAME)
+        return bool(np.abs(self._of([atoms], False)[0].forces - np.array(one.forces)).max() < SAME)
 
 
 def as_baseline(given: object) -> Baseline | None:

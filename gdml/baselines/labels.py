@@ -1,9 +1,13 @@
 """Labels by ASE calculators: computed, remembered, and kept in files."""
 
 import hashlib
+import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +15,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError
 from joblib import Parallel, cpu_count, delayed
+from threadpoolctl import threadpool_limits
 
 from ..errors import BaselineError, FormatError, GDMLError
 from ..npz import check_writable, read_archive, write_archive
@@ -18,6 +23,7 @@ from .catalogue import Term
 
 TOGETHER = 16  # geometries that another process gets at a time
 WORTH_STARTING = 8.0  # seconds of work from which on other processes are started
+SMALL = 60  # atoms up to which a geometry is computed by one thread: several gain nothing, or hinder each other
 REMEMBERED = 4096  # geometries
 WRITE_EVERY = 30.0  # seconds
 
@@ -77,6 +83,34 @@ def _of_one(calculator: Calculator, atoms: Atoms, stress: bool) -> BaselineLabel
     if not all(np.isfinite(part).all() for part in found if part is not None):
         raise BaselineError(f"{name} gave NaN or infinite values")
     return found
+
+
+@dataclass(frozen=True, eq=False)
+class Workers:
+    """Threads of this process, each with calculators of its own, for small geometries.
+
+    Parameters
+    ----------
+    terms : sequence of Term
+        By name, not given: a given calculator has one state.
+    """
+
+    terms: Sequence[Term]
+    _own: threading.local = field(default_factory=threading.local, repr=False)
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        # The limit is that of each thread alone.
+        return ThreadPoolExecutor(cpu_count(), initializer=threadpool_limits, initargs=(1, "openmp"))
+
+    def _labels_of(self, atoms: Atoms, stress: bool) -> BaselineLabels:
+        if not hasattr(self._own, "calculators"):
+            self._own.calculators = [term.make() for term in self.terms]
+        return labels_of(self._own.calculators, atoms, stress)
+
+    def labels(self, frames: Sequence[Atoms], stress: bool) -> list[BaselineLabels]:
+        """Of all geometries; raises what `labels_of` raises."""
+        return list(self._pool.map(lambda atoms: self._labels_of(atoms, stress), frames))
 
 
 def key_of(atoms: Atoms) -> str:
@@ -173,13 +207,13 @@ class LabelFile:
 
 
 def compute(
-    terms: Sequence[Term], calculators: Sequence[Calculator], frames: Sequence[Atoms], stress: bool
+    terms: Sequence[Term], here: Callable[[Atoms], BaselineLabels], frames: Sequence[Atoms], stress: bool
 ) -> Iterator[tuple[int, BaselineLabels | str]]:
     """Labels of geometries by their places, or what went wrong, in any order; by several processes if worth it."""
     start, done = time.perf_counter(), 0
     can_share = cpu_count() > 1 and all(term.given is None for term in terms)  # which may not survive a copy
     for place, atoms in enumerate(frames):
-        yield place, _attempt(calculators, atoms, stress)
+        yield place, _attempt(here, atoms)
         done = place + 1
         per_frame = (time.perf_counter() - start) / done
         if can_share and done > 1 and per_frame * (len(frames) - done) > WORTH_STARTING:
@@ -194,11 +228,14 @@ def compute(
 def _work(terms: Sequence[Term], places: list[int], frames: list[Atoms], stress: bool) -> list:
     """What another process does."""
     calculators = [term.make() for term in terms]
-    return [(place, _attempt(calculators, atoms, stress)) for place, atoms in zip(places, frames)]
+    return [
+        (place, _attempt(lambda one: labels_of(calculators, one, stress), atoms))
+        for place, atoms in zip(places, frames)
+    ]
 
 
-def _attempt(calculators: Sequence[Calculator], atoms: Atoms, stress: bool) -> BaselineLabels | str:
+def _attempt(label: Callable[[Atoms], BaselineLabels], atoms: Atoms) -> BaselineLabels | str:
     try:
-        return labels_of(calculators, atoms, stress)
+        return label(atoms)
     except BaselineError as error:
         return str(error)
