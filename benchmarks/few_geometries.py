@@ -2,20 +2,28 @@
 
 All hyper-parameters are those that training chooses by itself.
 
-    python benchmarks/few_geometries.py [table] [flexible] [distilled] [coverage] [cost] [crystals] [nanosecond]
+    python benchmarks/few_geometries.py [PART ...]
+
+The parts: table, flexible, distilled, coverage, cost, crystals, nanosecond, active; without any, all.
 """
 
 import argparse
 import dataclasses
 import json
+import tempfile
 import warnings
 
 import numpy as np
-from ase import units
+import torch
+from ase import Atoms, units
+from ase.build import molecule
+from ase.calculators.calculator import Calculator
+from ase.optimize import BFGS
 from common import DATA, RESULTS, dataset, median_seconds, run_parts
 
 import gdml
-from gdml.baselines import as_baseline
+from gdml.baselines import Baseline, as_baseline
+from gdml.baselines.catalogue import parse
 from gdml.dataset import read_structure
 from gdml.dynamics import RingPolymerMD
 from gdml.dynamics.classical import set_thermal_momenta
@@ -167,6 +175,80 @@ def crystals() -> dict:
     return result
 
 
+# Of active learning: molecules, the number of beads, labels of it and of random sets, and steps of the references.
+LEARNED, BEADS, BUDGETS, DRAWN = {"methanol": "CH3OH", "ethanol": "CH3CH2OH"}, 16, (30, 60), (30, 50, 60, 100)
+SETTLING, SPACING, N_SNAPSHOTS, KELVIN = 1000, 40, 80, 300.0
+
+
+def active() -> dict:
+    """Errors on beads of path integrals at 300 K, of labels by active learning and of random frames of dynamics.
+
+    The reference is GFN2-xTB. Random frames are of classical dynamics, which one usually has, and of the beads
+    of path integrals, which take as many reference calculations for each step as there are beads.
+    """
+    result = {}
+    for name, formula in LEARNED.items():
+        reference = as_baseline(XTB)
+        atoms = molecule(formula)
+        atoms.calc = reference_calculator()
+        BFGS(atoms, logfile=None).run(fmax=1e-3)
+        atoms.calc = None
+        quantum, classical = snapshots(atoms, reference, 2, BEADS), snapshots(atoms, reference, 8, 1)
+        half = len(quantum) // 2
+        test = quantum[half:]
+        for kind, pool in {"classical": classical, "path integral": quantum[:half]}.items():
+            for n in DRAWN:
+                draws = [np.random.default_rng([n, seed]).permutation(len(pool))[:n] for seed in range(2 * SEEDS)]
+                result.setdefault(name, {}).setdefault(kind, {})[n] = [
+                    errors(gdml.fit(pool[np.sort(draw)]), test) for draw in draws
+                ]
+                print(name, kind, n, result[name][kind][n], flush=True)
+        for seed in range(SEEDS):
+            with tempfile.TemporaryDirectory() as folder:
+                for n in BUDGETS:
+                    found = gdml.learn_actively(
+                        atoms,
+                        reference_calculator(),
+                        f"{folder}/labels.extxyz",
+                        budget=n,
+                        temperatures=(KELVIN,),
+                        n_beads=BEADS,
+                        seed=seed,
+                    )
+                    one = errors(found.force_field, test) | {"labels": len(found.dataset), "reason": found.reason}
+                    result[name].setdefault("active", {}).setdefault(n, []).append(one)
+                    print(name, "active", n, one, flush=True)
+            keep("active", result)
+    return result
+
+
+def reference_calculator() -> Calculator:
+    return parse(XTB)[0].make()
+
+
+def snapshots(atoms: Atoms, reference: Baseline, n_replicas: int, n_beads: int) -> gdml.Dataset:
+    """Labelled frames of dynamics with the reference, two beads of a ring at a time, replica by replica."""
+    rng, replicas = np.random.default_rng(0), [atoms.copy() for _ in range(n_replicas)]
+    for replica in replicas:
+        set_thermal_momenta(replica, KELVIN, rng)
+
+    def forces(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = reference.evaluate(atoms.numbers, positions.numpy())
+        return torch.tensor(found.energy), torch.tensor(found.forces)
+
+    dynamics = RingPolymerMD(
+        replicas, TIMESTEP * units.fs, temperature_K=KELVIN, n_beads=n_beads, forces=forces, rng=rng
+    )
+    dynamics.run(SETTLING)
+    taken = []
+    for _ in range(N_SNAPSHOTS):
+        dynamics.run(SPACING)
+        taken.append(dynamics.positions[:, rng.permutation(n_beads)[:2]].numpy().copy())
+    positions = np.array(taken).swapaxes(0, 1).reshape(-1, len(atoms), 3)
+    labels = reference.evaluate(atoms.numbers, positions)
+    return gdml.Dataset(positions, atoms.numbers, labels.energy, labels.forces)
+
+
 # Picoseconds at 500 K with each kind of force field, one nanosecond in all, and samples that students learn from.
 SPANS = {
     "ethanol": ({"direct": 200, XTB: 100, "distilled": 200}, 2000),
@@ -237,6 +319,7 @@ def main() -> None:
         "cost": cost,
         "crystals": crystals,
         "nanosecond": nanosecond,
+        "active": active,
     }
     run_parts("few_geometries", parts, parser.parse_args().parts)
 

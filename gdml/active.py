@@ -31,7 +31,8 @@ from .progress import progress_bar
 from .selection import MIN_FRAMES
 
 FIRST = 5  # geometries that are shaken from the structure, before there is a force field
-SHAKEN = 0.02  # Å, standard deviation of the first of them; the others reach up to the thermal energy
+# Å: standard deviation of the first of them, from which those that have the thermal energy follow; and at most.
+SHAKEN, MOST_SHAKEN = 0.02, 0.2
 WORTH = 3e-3  # eV/Å: uncertainty that is worth a label; reference methods are hardly converged to less
 MOST = 0.2  # uncertainty at which walkers start anew, over the typical force: beyond, they would go astray
 HOT = 2.0  # energy over the lowest, in units of the thermal one, up to which a geometry is of interest
@@ -174,16 +175,13 @@ def thermal_energy(structure: Atoms, temperature: float, n_beads: int) -> float:
 def _begin(store: "Labelled", structure: Atoms, first: int, seed: int, highest: float) -> None:
     """The structure and some that are shaken from it, until there are enough; the same where it is called again.
 
-    The first is shaken a little. Its energy tells how much the others may be, up to the highest energy.
+    The first is shaken a little. It tells how much the others may be, up to the highest energy.
     """
     rng, known = np.random.default_rng([seed, 1]), store.frames + store.failed
     for k in count():
         if len(store) >= first:
             return
-        width = SHAKEN * min(k, 1)
-        if k > 1 and len(store) > 1:
-            low, shaken = (atoms.get_potential_energy() for atoms in store.frames[:2])
-            width *= np.sqrt(np.interp(k, [1, max(2, first - 1)], [1.0, max(1.0, highest / abs(shaken - low))]))
+        width = SHAKEN * min(k, 1) if k < 2 else store.width_of(highest) * min(1.0, k / (first - 1)) ** 0.5
         positions = structure.positions + rng.normal(0.0, 1.0, structure.positions.shape) * width
         if not any(np.allclose(positions, atoms.positions, atol=1e-7) for atoms in known):
             store.label(positions)
@@ -232,6 +230,16 @@ class Labelled:
     @property
     def dataset(self) -> Dataset:
         return read(self.frames)
+
+    def width_of(self, energy: float) -> float:
+        """How much to shake the structure, Å, for so much energy, eV, as the label nearest to it tells."""
+        lowest = min(atoms.get_potential_energy() for atoms in self.frames)
+        moved = [(((one.positions - self.structure.positions) ** 2).mean(), one) for one in self.frames]
+        known = [(away, one.get_potential_energy() - lowest) for away, one in moved if away > 1e-8]
+        if not known:
+            return SHAKEN
+        away, needed = min(known)
+        return min(MOST_SHAKEN, float(np.sqrt(away * energy / max(needed, 1e-6))))
 
     def retry(self, budget: int) -> None:
         """Label what failed in an earlier run."""
@@ -388,10 +396,11 @@ class _Run:
         return seen or [self._shaken(temperature)]
 
     def _shaken(self, temperature: float) -> Seen:
-        """A labelled geometry, shaken, as what is surely uncertain."""
-        atoms = self.store.frames[self.rng.integers(len(self.store))]
-        cell = atoms.cell.array if atoms.pbc.any() else None
-        return Seen(np.inf, atoms.positions + self.rng.normal(0, SHAKEN, atoms.positions.shape), cell, temperature)
+        """The structure, shaken, as what is surely uncertain."""
+        structure = self.store.structure
+        width = self.store.width_of(thermal_energy(structure, temperature, self.n_beads))
+        cell = structure.cell.array if structure.pbc.any() else None
+        return Seen(np.inf, self.rng.normal(structure.positions, width), cell, temperature)
 
     def _dynamics(self, temperature: float) -> RingPolymerMD:
         """Walkers where they were, as far as that is still good."""
