@@ -38,6 +38,7 @@ _HOME = {
     "SideBySide": "descriptors",
     "SmoothInverseDistances": "descriptors",
     "WeightedDistances": "descriptors",
+    "contributions": "attribution",
     "crystal_group": "symmetry",
     "direct_product": "symmetry",
     "distill": "distillation",

@@ -3,8 +3,12 @@
 import argparse
 from pathlib import Path
 
+import ase.io
+import numpy as np
+
 from . import plots
 from .active import learn_actively
+from .attribution import contributions
 from .baselines import as_baseline
 from .cli_options import baseline_cache, natural, read_data
 from .curves import learning_curve
@@ -13,7 +17,7 @@ from .distillation import distill as distill_from
 from .errors import DataError
 from .metrics import evaluate
 from .models import load
-from .npz import check_writable
+from .npz import check_writable, whole_file
 from .pool import METHODS, select
 
 
@@ -119,12 +123,33 @@ def learn(options: argparse.Namespace) -> None:
     print(f"{options.output}: {len(found.dataset)} labels in {labels}{failed}; {found.reason}")
 
 
+def contribute(options: argparse.Namespace) -> None:
+    """What each atom and each pair of atoms contributes to the energy."""
+    if options.output:
+        check_writable(options.output)
+    if options.plot:
+        plots.check_picture(options.plot)
+    force_field, dataset = load(options.model), read_data(options.data, options)
+    force_field.check_atoms(dataset.numbers)
+    found, frames = contributions(force_field, dataset.positions, dataset.periodic_cell), dataset.to_atoms()
+    print(f"{'atom':>8s} {'mean (meV)':>12s} {'RMS (meV)':>12s}")
+    for k, symbol in enumerate(frames[0].get_chemical_symbols()):
+        own = 1e3 * found.atoms[:, k]
+        print(f"{symbol + str(k):>8s} {own.mean():12.1f} {np.sqrt((own**2).mean()):12.1f}")
+    if options.output:
+        with whole_file(options.output) as partial:
+            ase.io.write(partial, found.label(frames), format="extxyz")
+    if options.plot:
+        plots.plot_contributions(found, frames, options.plot)
+
+
 def add_workflows(commands, data) -> None:
     """The arguments of these commands."""
     _add_select(commands, data)
     _add_curve(commands, data)
     _add_distill(commands, data)
     _add_learn(commands)
+    _add_contributions(commands, data)
 
 
 def _numbers(text: str) -> list[float]:
@@ -203,3 +228,13 @@ def _add_learn(commands) -> None:
     parser.add_argument("--descriptor", default="auto")
     parser.add_argument("--baseline", metavar="NAME", help="as of gdml train")
     _add_common(parser)
+
+
+def _add_contributions(commands, data) -> None:
+    help_text = "what atoms contribute to the energy"
+    parser = commands.add_parser("contributions", parents=[data], help=help_text, description=contribute.__doc__)
+    parser.set_defaults(command=contribute)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("data", type=Path, help="geometries")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="extended XYZ with an array `contribution`")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="coloured atoms, and pairs against distance")

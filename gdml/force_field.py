@@ -357,6 +357,11 @@ class ForceField:
             return found[0]
         return tuple(torch.cat(part) for part in zip(*(found[start] for start in sorted(found)), strict=True))
 
+    def at_descriptors(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies (M,), eV, and their gradients (M, D) at descriptors (M, D) themselves; without a baseline."""
+        e, g = (part.cpu() for part in self._jets(x.to(self.device)))
+        return self.offset + e, g
+
     def hessian(self, positions: ArrayLike, cell: ArrayLike | None = None) -> np.ndarray:
         """Second derivatives of the energy by all positions, as the derivative of the contraction gives them.
 

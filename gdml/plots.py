@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import numpy as np
+from ase import Atoms
 
+from .attribution import Contributions
 from .dataset import Dataset
 from .dynamics.estimators import EDGES, Record
 from .errors import MissingExtraError, OutputError
@@ -162,6 +164,47 @@ def plot_beads(record: Record, path: str | Path) -> None:
 
 def _running_mean(series: np.ndarray) -> np.ndarray:
     return np.cumsum(series.mean(1)) / np.arange(1, len(series) + 1)
+
+
+def plot_contributions(found: Contributions, frames: list[Atoms], path: str | Path) -> None:
+    """The first geometry, its atoms coloured by what they contribute, and contributions of pairs against distance.
+
+    Parameters
+    ----------
+    found : Contributions
+        Of all geometries.
+    frames : list of ase.Atoms
+    path : path
+
+    Raises
+    ------
+    MissingExtraError, OutputError
+        As `plot_parity`.
+    """
+    path = check_picture(path)
+    from ase.visualize.plot import plot_atoms
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    figure, (picture, far) = _figure(2)
+    most = 1e3 * np.abs(found.atoms[0]).max() or 1.0
+    scale = ScalarMappable(Normalize(-most, most), colormaps["coolwarm"])
+    one = frames[0].copy()
+    axes = np.linalg.svd(one.positions - one.positions.mean(0), full_matrices=False)[2]
+    if not one.pbc.any():  # seen from where it is widest
+        one.positions = (one.positions - one.positions.mean(0)) @ axes.T
+    plot_atoms(one, picture, radii=0.4, colors=scale.to_rgba(1e3 * found.atoms[0])[:, :3])
+    picture.set_axis_off()
+    figure.colorbar(scale, ax=picture, label="contribution (meV)", shrink=0.7)
+    symbols = np.array(one.get_chemical_symbols())
+    kinds = np.array(["-".join(sorted(pair)) for pair in zip(symbols[found.first], symbols[found.second])])
+    sizes = 1e3 * np.sqrt((found.pairs**2).mean(0))
+    for kind in sorted(set(kinds)):
+        far.semilogy(found.distances.mean(0)[kinds == kind], sizes[kinds == kind], ".", label=kind)
+    far.set(xlabel="mean distance of the pair (Å)", ylabel="RMS contribution of the pair (meV)")
+    far.legend(fontsize=7)
+    figure.savefig(path, dpi=160)
 
 
 def check_picture(path: str | Path) -> Path:

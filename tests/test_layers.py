@@ -87,7 +87,7 @@ LAYERS = [
         "training",
         "growing",
     ],
-    ["calculator", "lattice_dynamics", "minima"],
+    ["calculator", "lattice_dynamics", "minima", "attribution"],
     ["dynamics.normal_modes", "dynamics.thermostats", "dynamics.barostat", "dynamics.forces", "dynamics.averages"],
     ["dynamics.classical"],
     [
