@@ -7,12 +7,14 @@ and Å; `gdml.dataset` makes the checked object of it.
 import hashlib
 import warnings
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 
 import ase.io
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io.formats import filetype, open_with_compression
 
 from .errors import DataError, DataWarning, FormatError, OutputError, name_frames
 from .npz import Archive, check_writable, read_archive, whole_file, write_archive
@@ -93,7 +95,12 @@ def to_atoms(fields: Fields) -> list[Atoms]:
 
 def _read_ase(path: Path, index: str | int | slice) -> list[Atoms]:
     try:
-        frames = ase.io.read(path, index=index)
+        if path.suffix in COMPRESSED and filetype(str(path)) == "extxyz":
+            # Decompressed whole: the reader goes back again and again, each time from the start.
+            with open_with_compression(str(path)) as file:
+                frames = ase.io.read(StringIO(file.read()), index=index, format="extxyz")
+        else:
+            frames = ase.io.read(path, index=index)
     except (IndexError, StopIteration) as error:
         raise DataError(f"{path}: there is no frame {index}") from error
     except Exception as error:  # each of ASE's readers fails in its own way
