@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from .descriptors import from_recipe
-from .errors import CheckpointWarning, DataError, FormatError, OutputError
+from .errors import CheckpointWarning, FormatError, OutputError
 from .hyperparameters import Chosen
-from .npz import Archive, check_writable, read_archive, write_archive
+from .npz import Archive, check_writable, read_archive, refuse_another, write_archive
 from .processes import Shares, Team
 from .solvers import State
 
@@ -38,6 +38,8 @@ class Journal:
     ----------
     chosen : Chosen or None
         The hyper-parameters, as soon as they are chosen.
+    compared : dict or None
+        Errors with a baseline and without, as soon as they are known.
     rank : int
         Of the preconditioner; 0 before conjugate gradients begin.
     spent : int
@@ -52,6 +54,7 @@ class Journal:
         self.problem, self.team = problem or {}, team or Team()
         self.path = None if path is None else self.team.agree(lambda: check_writable(path, ".npz"))
         self.chosen: Chosen | None = None
+        self.compared: dict | None = None
         self.rank = self.spent = 0
         self.state: State | None = None
         self.errors: list[float] = []
@@ -94,14 +97,12 @@ class Journal:
         if archive.text("format") != FORMAT:
             raise FormatError(f"{self.path}: this is no checkpoint of a training; delete it, or give another name")
         known = json.loads(archive.text("problem"))
-        different = [k for k in sorted({*known, *self.problem}) if known.get(k) != self.problem.get(k)]
-        if different:
-            listed = ", ".join(f"{k} ({known.get(k)} there, {self.problem.get(k)} here)" for k in different)
-            raise DataError(f"{self.path}: this checkpoint is of another training; it differs in {listed}")
+        refuse_another(self.path, known, self.problem, "this checkpoint is of another training")
         length_scale, error, noise = (float(archive[name]) for name in ("length_scale", "expected_error", "noise"))
         recipe = json.loads(archive.text("descriptor"))
         descriptor = from_recipe(recipe["recipe"], recipe["n_atoms"]) if recipe else None
         self.chosen = Chosen(length_scale, None if math.isnan(error) else error, noise, descriptor)
+        self.compared = json.loads(archive.text("compared", "null"))
         if "x" in archive:
             self.rank, self.spent = int(archive["rank"]), int(archive["spent"])
             vectors = [torch.tensor(archive[name]) for name in ("x", "r", "p", "rz")]
@@ -111,7 +112,16 @@ class Journal:
     def note_choice(self, chosen: Chosen) -> None:
         """Keep the hyper-parameters, which may have taken long to choose."""
         self.chosen = chosen
-        if self._is_due():
+        self._note_beginning()
+
+    def note_comparison(self, compared: dict) -> None:
+        """Keep the errors with a baseline and without, after the choice."""
+        self.compared = compared
+        self._note_beginning()
+
+    def _note_beginning(self) -> None:
+        """Write what is known before conjugate gradients, unless the file has more."""
+        if self.state is None and self._is_due():
             self._write({})
 
     def note(self, rank: int, spent: int, state: State, errors: list[float], unknowns: Shares) -> None:
@@ -139,6 +149,7 @@ class Journal:
             "expected_error": math.nan if error is None else error,
             "noise": noise,
             "descriptor": json.dumps(recipe),
+            "compared": json.dumps(self.compared),
         }
         fields = {"format": FORMAT, "problem": json.dumps(self.problem)} | chosen | fields
         try:

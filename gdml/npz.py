@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import FormatError, OutputError
+from .errors import DataError, FormatError, OutputError
 
 
 class Archive(dict):
@@ -66,6 +66,20 @@ def read_archive(path: str | Path) -> Archive:
             f"{path}: not a readable .npz archive; it is cut short, or another kind of file ({error})"
         ) from error
     return Archive(path, fields, frozenset(pickled))
+
+
+def refuse_another(path: str | Path, known: dict[str, str], own: dict[str, str], what: str) -> None:
+    """Raise where a file was written with other settings than those of today, both in words.
+
+    Raises
+    ------
+    DataError
+        That says in what they differ.
+    """
+    different = [key for key in sorted({*known, *own}) if known.get(key) != own.get(key)]
+    if different:
+        listed = ", ".join(f"{key} ({known.get(key)} there, {own.get(key)} here)" for key in different)
+        raise DataError(f"{path}: {what}; it differs in {listed}")
 
 
 def _is_pickled(archive: np.lib.npyio.NpzFile, name: str) -> bool:

@@ -231,10 +231,12 @@ def fit(
         chosen = journal.chosen
     else:
         chosen = team.agree(lambda: _search(plan, dataset, validation, learns, progress))
-    errors = (
-        {} if baseline is None else team.agree(lambda: _compared(plan, given, Given(dataset, validation), baseline))
-    )
     journal.note_choice(chosen)
+    if baseline is not None and journal.compared is None:
+        journal.note_comparison(team.agree(lambda: _compared(plan, given, Given(dataset, validation))))
+    errors = journal.compared or {}
+    if errors:
+        team.agree(lambda: _warn_of_no_help(errors, baseline))
     if chosen.descriptor is not None:
         plan = plan.with_descriptor(chosen.descriptor)
         x = descriptors_of(plan, dataset)
@@ -244,7 +246,9 @@ def fit(
         forces = torch.tensor(validation.forces[part], device=plan.device)
         monitor = ForceMonitor(features_of(plan, validation)[part], forces)
     force_field = solve_plan(plan, dataset, chosen, progress, method, monitor, journal, team, x)
-    details = force_field.details | {"fingerprint": given.dataset.fingerprint} | errors
+    details = force_field.details | {"fingerprint": given.dataset.fingerprint}
+    if errors:
+        details |= {"baseline": str(baseline), "baseline_errors": errors}
     return replace(force_field, baseline=baseline, details=details).to(dtype=dtype)
 
 
@@ -262,8 +266,8 @@ class Given:
         return team.agree(lambda: tuple(p and baseline.difference(p, cache=cache, progress=progress) for p in parts))
 
 
-def _compared(plan: Plan, direct: Given, difference: Given, baseline: Baseline) -> dict[str, object]:
-    """Errors on held-out geometries with a baseline and without, both of small trainings."""
+def _compared(plan: Plan, direct: Given, difference: Given) -> dict[str, float]:
+    """Errors on held-out geometries with a baseline and without, both of small trainings; none of too few."""
     if difference.validation is None and len(difference.dataset) < MIN_FRAMES:
         return {}
     errors, most = {}, most_searched(plan, unknowns=MAX_COMPARED)
@@ -276,15 +280,18 @@ def _compared(plan: Plan, direct: Given, difference: Given, baseline: Baseline) 
             errors[name] = choose_by_grid(plan, training, validation, False).error
         except FitError:  # there is no length scale for it
             errors[name] = float("inf")
+    return errors | {"n_train": len(training), "n_held": len(validation)}
+
+
+def _warn_of_no_help(errors: dict[str, float], baseline: Baseline) -> None:
     if errors["with"] >= errors["without"]:
         warnings.warn(
-            f"the baseline {baseline} does not help: with {len(training)} geometries, the force error (RMSE) on "
-            f"{len(validation)} others is {1e3 * errors['with']:.3g} meV/Å with it and {1e3 * errors['without']:.3g} "
+            f"the baseline {baseline} does not help: with {errors['n_train']} geometries, the force error (RMSE) on "
+            f"{errors['n_held']} others is {1e3 * errors['with']:.3g} meV/Å with it and {1e3 * errors['without']:.3g} "
             "without; leave it out, or take another",
             BaselineWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
-    return {"baseline": str(baseline), "baseline_errors": errors | {"n_train": len(training)}}
 
 
 def _search(plan: Plan, dataset: Dataset, validation: Dataset | None, learns: bool, progress: bool) -> Chosen:
@@ -303,7 +310,7 @@ def _search(plan: Plan, dataset: Dataset, validation: Dataset | None, learns: bo
     return best._replace(error=best.error * n_used / len(dataset))
 
 
-def _identity(recipe: object) -> str:
+def identity(recipe: object) -> str:
     """A recipe as text, without the last digits, in which functions are what their values are."""
 
     def rounded(value: object) -> object:
@@ -342,8 +349,8 @@ def _problem(plan, method, given, length_scale) -> dict[str, str]:
         "geometries": dataset.fingerprint,
         "validation": validation.fingerprint if validation is not None else "none",
         "symmetry": f"order {plan.group.order}, {group}",
-        "descriptor": _identity(plan.descriptor.recipe()),
-        "kernel": _identity(plan.kernel.with_length_scale(1.0).recipe()),
+        "descriptor": identity(plan.descriptor.recipe()),
+        "kernel": identity(plan.kernel.with_length_scale(1.0).recipe()),
         "noise": str(plan.noises),
         "use_energy": str(plan.use_energy),
         "use_stress": str(plan.use_stress),

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 import gdml
 from gdml import checkpoints
 from gdml.cli import main
-from gdml.errors import CheckpointWarning, DataError, FitError, FormatError, OutputError
+from gdml.errors import BaselineWarning, CheckpointWarning, DataError, FitError, FormatError, OutputError
 
 SETTINGS = {"length_scale": 20.0, "solver": "cg", "rtol": 1e-6, "rank": 60}
 
@@ -75,6 +76,44 @@ def test_the_length_scale_is_not_chosen_again(frames, tmp_path, monkeypatch, oft
         gdml.fit(frames[:20], **settings)
     monkeypatch.setattr(gdml.training, "_search", None)
     assert gdml.fit(frames[:20], **settings, resume=True).length_scale > 0
+
+
+@pytest.mark.parametrize("n, is_warned_of", [(20, True), (4, False)])
+def test_the_baseline_is_not_judged_again(frames, tmp_path, monkeypatch, often, n, is_warned_of):
+    """What was found is in the force field and is warned of as before; of four geometries, that nothing was."""
+    settings = {"solver": "cg", "baseline": "zbl", "length_scale": 20.0}
+    with warnings.catch_warnings(record=True) as before:
+        warnings.simplefilter("always")
+        whole = gdml.fit(frames[:n], **settings)
+    assert any(w.category is BaselineWarning for w in before) == is_warned_of
+    with monkeypatch.context() as patch:
+        kill_after(patch, 2)
+        with pytest.raises(Killed):
+            gdml.fit(frames[:n], **settings, checkpoint=tmp_path / "t.npz")
+    monkeypatch.setattr(gdml.training, "_compared", None)
+    with warnings.catch_warnings(record=True) as after:
+        warnings.simplefilter("always")
+        resumed = gdml.fit(frames[:n], **settings, checkpoint=tmp_path / "t.npz", resume=True)
+    assert ("baseline_errors" in whole.details) == is_warned_of
+    for key in ("baseline", "baseline_errors"):
+        assert resumed.details.get(key) == whole.details.get(key)
+    assert [str(w.message) for w in after] == [str(w.message) for w in before]
+
+
+@pytest.mark.filterwarnings("ignore::gdml.errors.BaselineWarning")
+def test_what_was_reached_is_not_written_over(frames, tmp_path, monkeypatch, often):
+    """A training that goes on and is killed again at once has lost nothing."""
+    settings = SETTINGS | {"baseline": "zbl", "checkpoint": tmp_path / "t.npz"}
+    with monkeypatch.context() as patch:
+        kill_after(patch, 5)
+        with pytest.raises(Killed):
+            gdml.fit(frames[:20], **settings)
+    with monkeypatch.context() as patch:
+        kill_after(patch, 1)
+        with pytest.raises(Killed):
+            gdml.fit(frames[:20], **settings, resume=True)
+    with np.load(tmp_path / "t.npz") as archive:
+        assert "x" in archive.files and "without" in str(archive["compared"])
 
 
 def unfinished(frames, path, monkeypatch):

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from ase.io import Trajectory
 
-from ..errors import DataError, FormatError, OutputError
-from ..npz import Archive, check_writable, read_archive, whole_file, write_archive
+from ..errors import FormatError, OutputError
+from ..npz import Archive, check_writable, read_archive, refuse_another, whole_file, write_archive
 from .estimators import Record
 from .ring_polymer import RingPolymerMD
 
@@ -62,10 +62,8 @@ class Restart:
             If it is of another run; the message says what differs.
         """
         archive = _read(self.path)
-        known, own = json.loads(archive.text("settings")), self._settings
-        different = [f"{k} ({known.get(k)} there, {v} here)" for k, v in own.items() if known.get(k) != v]
-        if different:
-            raise DataError(f"{self.path}: this restart file is of another run; it differs in {', '.join(different)}")
+        known = json.loads(archive.text("settings"))
+        refuse_another(self.path, known, self._settings, "this restart file is of another run")
         self.run.restore(_under(archive, "state_"))
         if self.record is not None:
             self.record.restore(_under(archive, "sample_"))
