@@ -14,7 +14,7 @@ from .cli_options import baseline_cache, natural, read_data
 from .curves import learning_curve
 from .dataset import read_structure
 from .distillation import distill as distill_from
-from .errors import DataError
+from .errors import DataError, OutputError
 from .metrics import evaluate
 from .models import load
 from .npz import check_writable, whole_file
@@ -68,8 +68,9 @@ def curve(options: argparse.Namespace) -> None:
 def distill(options: argparse.Namespace) -> None:
     """Train a fast force field without baseline on what a slower one says in dynamics."""
     check_writable(options.output, ".npz")
-    if options.samples:
-        check_writable(options.samples)
+    kept, checkpoint = (options.output.with_suffix(f".{what}.npz") for what in ("sampling", "checkpoint"))
+    if options.samples and check_writable(options.samples) in (kept, checkpoint):
+        raise OutputError(f"{options.samples}: this file is removed in the end; give another one for the samples")
     held = read_data(options.test, options) if options.test else None
     teacher = load(options.model)
     start = read_data(options.start, options)
@@ -81,9 +82,15 @@ def distill(options: argparse.Namespace) -> None:
         timestep_fs=options.timestep,
         seed=options.seed,
         progress=not options.quiet,
-        keep=options.samples,
+        keep=kept,
+        checkpoint=checkpoint,
+        resume=True,
     )
+    if options.samples:
+        found.samples.write(options.samples)
     found.force_field.save(options.output)
+    for path in (kept, checkpoint):
+        path.unlink(missing_ok=True)
     print(f"{options.output}: {found.force_field}; against its teacher: {found.against_teacher}")
     ratio = found.ms_teacher / found.ms_student
     print(
@@ -204,7 +211,7 @@ def _add_distill(commands, data) -> None:
     parser.add_argument("-n", type=int, default=2000, help="samples (2000)")
     parser.add_argument("--temperature", type=_numbers, default=[500.0], metavar="K[,K]", help="of the dynamics (500)")
     parser.add_argument("--timestep", type=float, default=0.5, metavar="FS", help="fs (0.5)")
-    parser.add_argument("--samples", type=Path, metavar="FILE", help="where to keep them")
+    parser.add_argument("--samples", type=Path, metavar="FILE", help="where to write them in the end")
     parser.add_argument("--test", type=Path, metavar="FILE", help="geometries with reference labels, to judge both by")
     _add_common(parser)
 

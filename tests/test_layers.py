@@ -99,7 +99,7 @@ LAYERS = [
         "dynamics.path_integrals",
         "dynamics",
     ],
-    ["active", "distillation", "curves"],
+    ["active", "sampling", "distillation", "curves"],
     ["plots", "cli_options", "cli_dynamics", "cli_workflows", "cli", "__main__", "ipi_driver"],
 ]
 ORDER = [module for layer in LAYERS for module in layer]

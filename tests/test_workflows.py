@@ -1,15 +1,16 @@
 """Learning curves, distillation, and the commands around training."""
 
 import json
+from dataclasses import replace
 
 import ase.io
 import numpy as np
 import pytest
 
 import gdml
-from gdml import distillation
+from gdml import distillation, sampling
 from gdml.cli import main
-from gdml.errors import DataError, DynamicsError
+from gdml.errors import CheckpointWarning, DataError, DynamicsError, FormatError, OutputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::gdml.errors.GDMLWarning")
 FIXED = {"descriptor": "inverse-distances", "length_scale": 20.0}
@@ -56,14 +57,174 @@ def test_distillation(teacher, frames):
 
 
 def test_teachers_that_fly_apart_are_given_up(teacher, frames, monkeypatch):
-    monkeypatch.setattr(distillation, "RESTARTS", 2)
+    monkeypatch.setattr(sampling, "RESTARTS", 2)
     with pytest.raises(DynamicsError, match="flew apart 3 times for 0 samples"):
         gdml.distill(teacher, frames[:60], 30, temperatures=(1e5,), **FIXED)
     with pytest.raises(DataError, match="too few to distill"):
         gdml.distill(teacher, frames[:60], 10)
 
 
-def test_commands(frames, teacher, tmp_path, capsys):
+class Killed(BaseException):
+    pass
+
+
+def kill_after(monkeypatch, looks):
+    """End the program, as it were, in the midst of a look at walkers."""
+    original, done = sampling._labelled, []
+
+    def labelled(*arguments):
+        done.append(None)
+        if len(done) > looks:
+            raise Killed
+        return original(*arguments)
+
+    monkeypatch.setattr(sampling, "_labelled", labelled)
+
+
+SAMPLED = {"temperatures": (200.0, 300.0), "seed": 3}
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    """Samples that follow each other closely."""
+    monkeypatch.setattr(sampling, "SETTLING_FS", 10.0)
+    monkeypatch.setattr(sampling, "SPACING_FS", 5.0)
+
+
+@pytest.fixture
+def whole(force_field, frames, brief):
+    """Samples without an interruption: three looks at each temperature."""
+    return sampling.sample(force_field, frames[:60], 42, **SAMPLED)
+
+
+@pytest.mark.parametrize("looks", [0, 1, 3, 5])
+def test_sampling_goes_on(force_field, frames, whole, tmp_path, monkeypatch, looks):
+    """To the last bit as if it had not been interrupted, and without a look that was there already."""
+    path = tmp_path / "s.npz"
+    with monkeypatch.context() as patch:
+        kill_after(patch, looks)
+        with pytest.raises(Killed):
+            sampling.sample(force_field, frames[:60], 42, **SAMPLED, keep=path)
+    assert path.exists() == (looks > 0)
+    with monkeypatch.context() as patch:
+        kill_after(patch, 6 - looks)
+        found = sampling.sample(force_field, frames[:60], 42, **SAMPLED, keep=path)
+    assert found.fingerprint == whole.fingerprint
+    monkeypatch.setattr(sampling, "_labelled", None)
+    assert sampling.sample(force_field, frames[:60], 42, **SAMPLED, keep=path).fingerprint == whole.fingerprint
+
+
+def test_after_walkers_flew_apart(force_field, frames, brief, tmp_path, monkeypatch):
+    """What is drawn after that is the same too, and so is the number of failures after which it is given up."""
+    monkeypatch.setattr(sampling, "RESTARTS", 1)
+    original, ends = sampling._labelled, []
+    for looks in (None, 3):
+        calls = []
+
+        def labelled(*arguments, calls=calls, looks=looks):
+            calls.append(None)
+            if len(calls) == 2:
+                raise DynamicsError("flown apart")
+            if len(calls) - 1 == looks:
+                raise Killed
+            return original(*arguments)
+
+        monkeypatch.setattr(sampling, "_labelled", labelled)
+        settings = SAMPLED | {"keep": tmp_path / f"{looks}.npz"}
+        if looks:
+            with pytest.raises(Killed):
+                sampling.sample(force_field, frames[:60], 24, **settings)
+            with np.load(settings["keep"]) as archive:
+                assert archive["failures"] == 1
+        ends.append(sampling.sample(force_field, frames[:60], 24, **settings))
+    assert ends[0].fingerprint == ends[1].fingerprint
+
+
+def test_samples_are_written_while_they_are_made(force_field, frames, brief, tmp_path, monkeypatch):
+    """In each look, where it is time; a kill that leaves no chance to write loses no more than the last portion."""
+    monkeypatch.setattr(sampling, "INTERVAL", 0.0)
+    counts, write = [], sampling.write_archive
+
+    def written(path, fields):
+        write(path, fields)
+        counts.append(len(fields["energy"]))
+        if len(counts) == 2:
+            monkeypatch.setattr(sampling, "write_archive", None)  # nothing any more
+            raise Killed
+
+    monkeypatch.setattr(sampling, "write_archive", written)
+    with pytest.raises((Killed, TypeError)):
+        sampling.sample(force_field, frames[:60], 42, **SAMPLED, keep=tmp_path / "s.npz")
+    with np.load(tmp_path / "s.npz") as archive:
+        assert counts == [8, 16] and len(archive["energy"]) == 16
+
+
+def test_a_full_disk_does_not_end_the_sampling(force_field, frames, whole, tmp_path, monkeypatch):
+    def full(*arguments, **keywords):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.warns(CheckpointWarning, match="goes on without.*No space left"):
+        found = sampling.sample(force_field, frames[:60], 42, **SAMPLED, keep=tmp_path / "s.npz")
+    assert found.fingerprint == whole.fingerprint
+
+
+def test_samples_of_something_else_are_refused(force_field, frames, brief, tmp_path):
+    path, start = tmp_path / "s.npz", frames[:60]
+    sampling.sample(force_field, start, 20, **SAMPLED, keep=path)
+    for change, message in (
+        ({"seed": 4}, r"seed \(3 there, 4 here\)"),
+        ({"temperatures": (200.0,)}, r"temperatures \(\[200.0, 300.0\] there"),
+        ({"timestep_fs": 0.25}, r"timestep_fs \(0.5 there"),
+    ):
+        with pytest.raises(DataError, match=message):
+            sampling.sample(force_field, start, 20, **SAMPLED | change, keep=path)
+    for model, geometries, n, name in (
+        (gdml.fit(frames[:20], **FIXED), start, 20, "model"),
+        (replace(force_field, offset=force_field.offset + 1.0), start, 20, "model"),
+        (force_field, frames[:50], 20, "start"),
+        (force_field, start, 30, "n"),
+    ):
+        with pytest.raises(DataError, match=rf"{path}: these samples are of another model.* differs in {name} \("):
+            sampling.sample(model, geometries, n, **SAMPLED, keep=path)
+    force_field.save(tmp_path / "m.npz")
+    with pytest.raises(FormatError, match="no samples to go on from"):
+        gdml.distill(force_field, start, 20, keep=tmp_path / "m.npz")
+    with pytest.raises(OutputError, match="must end in .npz"):
+        gdml.distill(force_field, start, 20, keep=tmp_path / "s.extxyz")
+
+
+def test_distilling_goes_on_from_the_command_line(teacher, frames, brief, tmp_path, monkeypatch, capsys):
+    """After a kill during the sampling, and another after the training; in the end, what was asked for is there."""
+    data, model, fast = tmp_path / "d.extxyz", tmp_path / "m.npz", tmp_path / "fast.npz"
+    frames[:60].write(data)
+    teacher.save(model)
+    command = ["distill", str(model), str(data), "-n", "24", "--temperature", "200", "-o", str(fast), "-q"]
+    with monkeypatch.context() as patch:
+        kill_after(patch, 2)
+        with pytest.raises(Killed):
+            main(command)
+    assert {p.name for p in tmp_path.iterdir()} == {"d.extxyz", "m.npz", "fast.sampling.npz"}
+    assert main([*command, "--seed", "1"]) == 3
+    assert "seed (0 there, 1 here)" in capsys.readouterr().err
+
+    def killed(*arguments, **options):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        kill_after(patch, 1)
+        patch.setattr(distillation, "evaluate", killed)
+        with pytest.raises(Killed):
+            main(command)
+    monkeypatch.setattr(sampling, "_labelled", None)
+    assert main([*command, "--samples", str(tmp_path / "fast.sampling.npz")]) == 5
+    assert "removed in the end" in capsys.readouterr().err
+    assert main([*command, "--samples", str(tmp_path / "s.extxyz")]) == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"d.extxyz", "m.npz", "fast.npz", "s.extxyz"}
+    assert len(gdml.read(tmp_path / "s.extxyz")) == 24
+
+
+def test_commands(frames, teacher, brief, tmp_path, capsys):
     data, model, fast = tmp_path / "d.extxyz", tmp_path / "m.npz", tmp_path / "fast.npz"
     frames[:80].write(data)
     assert main(["select", str(data), "-n", "5", "-q"]) == 0
