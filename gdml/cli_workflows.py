@@ -39,8 +39,6 @@ def choose(options: argparse.Namespace) -> None:
 
 def curve(options: argparse.Namespace) -> None:
     """Errors on held-out geometries against the number of training geometries."""
-    if options.output:
-        check_writable(options.output)
     if options.plot:
         plots.check_picture(options.plot)
     dataset = read_data(options.data, options)
@@ -52,6 +50,7 @@ def curve(options: argparse.Namespace) -> None:
         method=options.method,
         seed=options.seed,
         progress=not options.quiet,
+        keep=options.output,
         reference=None if options.reference is None else read_structure(options.reference),
         descriptor=options.descriptor,
         kernel=options.kernel,
@@ -59,8 +58,6 @@ def curve(options: argparse.Namespace) -> None:
         baseline_cache=baseline_cache(options.data, options.baseline),
     )
     print(found)
-    if options.output:
-        found.save(options.output)
     if options.plot:
         plots.plot_learning_curve(found.sizes, found.median_draws, options.plot)
 
@@ -196,7 +193,9 @@ def _add_curve(commands, data) -> None:
     parser.add_argument("--kernel", default="matern52")
     parser.add_argument("--baseline", metavar="NAME", help="as of gdml train")
     parser.add_argument("--reference", type=Path, metavar="FILE", help="of a crystal: its ideal structure")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="JSON of all errors (eV, Å)")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="JSON of all errors (eV, Å), to go on from after a kill"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE")
     _add_common(parser)
 

@@ -6,9 +6,11 @@ from dataclasses import replace
 import ase.io
 import numpy as np
 import pytest
+import torch
+from ase.calculators.lj import LennardJones
 
 import gdml
-from gdml import distillation, sampling
+from gdml import curves, distillation, sampling
 from gdml.cli import main
 from gdml.errors import CheckpointWarning, DataError, DynamicsError, FormatError, OutputError
 
@@ -26,6 +28,80 @@ def test_learning_curves(frames, tmp_path):
     content = json.loads((tmp_path / "curve.json").read_text())
     assert content["metrics"][1][0]["forces_mae"] == curve.metrics[1][0].forces_mae
     assert "40" in str(curve)
+
+
+def counted(monkeypatch, most):
+    """Sizes of the trainings of curves; Ctrl-C in what would be one more than so many."""
+    fit, trained = curves.fit, []
+
+    def counting(training, **options):
+        if len(trained) == most:
+            raise KeyboardInterrupt
+        trained.append(len(training))
+        return fit(training, **options)
+
+    monkeypatch.setattr(curves, "fit", counting)
+    return trained
+
+
+def test_curves_go_on(frames, tmp_path, monkeypatch):
+    """After Ctrl-C, what is there is not trained again; nor is it for more sizes and repeats."""
+    settings, path = {"n_test": 60, **FIXED, "keep": tmp_path / "c.json"}, tmp_path / "c.json"
+    whole = gdml.learning_curve(frames[:120], [6, 9, 12], **settings | {"keep": None}, repeats=2)
+    with monkeypatch.context() as patch:
+        trained = counted(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            gdml.learning_curve(frames[:120], [6, 12], **settings, repeats=2)
+        assert trained == [6, 6, 12]
+        assert [len(draws) for draws in json.loads(path.read_text())["metrics"]] == [2, 1]
+    with monkeypatch.context() as patch:
+        trained = counted(patch, 1)
+        found = gdml.learning_curve(frames[:120], [6, 12], **settings, repeats=2)
+        assert trained == [12] and found.metrics == whole.metrics[::2]
+    with monkeypatch.context() as patch:
+        trained = counted(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            gdml.learning_curve(frames[:120], [6, 9, 12], **settings, repeats=2)
+        content = json.loads(path.read_text())
+        assert content["sizes"] == [6, 9, 12] and [len(draws) for draws in content["metrics"]] == [2, 1, 2]
+    assert gdml.learning_curve(frames[:120], [6, 9, 12], **settings, repeats=2) == whole
+    before = path.read_bytes()
+    with pytest.raises(DataError, match="n = 6, 9, 12 with 2 draws, of which some are not asked for"):
+        gdml.learning_curve(frames[:120], [6, 9], **settings, repeats=2)
+    assert path.read_bytes() == before
+
+
+def test_curves_of_something_else_are_refused(frames, tmp_path):
+    path = tmp_path / "c.json"
+    common = {"n_test": 60, "baseline": LennardJones(sigma=0.5), "kernel": gdml.kernels.Matern52(), "symmetry": "none"}
+    common |= {"descriptor": gdml.InverseDistances(9), "length_scale": 20.0, "keep": path}
+    gdml.learning_curve(frames[:120], [4], **common)
+    for data, change in (
+        (frames[:119], {"geometries": None}),
+        (frames[:120], {"n_test": 50}),
+        (frames[:120], {"seed": 1}),
+        (frames[:120], {"method": "energy"}),
+        (frames[:120], {"length_scale": 10.0}),
+        (frames[:120], {"noise": 1e-8}),
+        (frames[:120], {"baseline": LennardJones(sigma=0.6)}),
+        (frames[:120], {"kernel": gdml.kernels.Gaussian()}),
+        (frames[:120], {"descriptor": gdml.AutogradDescriptor(distances)}),
+        (frames[:120], {"symmetry": np.array([np.arange(9)])}),
+    ):
+        (name,) = change
+        settings = common | {key: value for key, value in change.items() if key != "geometries"}
+        with pytest.raises(DataError, match=rf"{path}: this learning curve is of other data .* differs in {name} \("):
+            gdml.learning_curve(data, [4], **settings)
+    assert gdml.learning_curve(frames[:120], [4], **common).metrics[0][0].n_frames == 60
+    for text in ("{}", "[1, 2]", path.read_text()[:50], '{"sizes": [3], "metrics": [], "settings": {}}'):
+        (tmp_path / "x.json").write_text(text)
+        with pytest.raises(FormatError, match="no learning curve to go on with"):
+            gdml.learning_curve(frames[:120], [4], **common | {"keep": tmp_path / "x.json"})
+
+
+def distances(positions):
+    i, j = torch.triu_indices(len(positions), len(positions), 1)
+    return (positions[i] - positions[j]).norm(dim=1)
 
 
 @pytest.mark.parametrize("sizes, n_test", [([10, 200], None), ([1], 10), ([10], 111), ([], 5)])
