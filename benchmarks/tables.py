@@ -8,6 +8,7 @@ A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``.
 import json
 import re
 from pathlib import Path
+from statistics import median
 
 from ase import units
 
@@ -504,11 +505,12 @@ def few_flexible(result: dict) -> list[list[str]]:
 
 def few_coverage(result: dict) -> list[list[str]]:
     """Fractions of errors inside of intervals."""
-    rows = [
-        ["", "held out: lower half", "upper quarter", "leave-one-out: lower half", "upper quarter", "force MAE (meV/Å)"]
-    ]
+    ways = {"held out": "held out: lower half", "leave-one-out": "leave-one-out: lower half"}
+    ways["committee"] = "committee, held out: lower half"
+    heads = [head for way in ways.values() for head in (way, "upper quarter")]
+    rows = [["", *heads, "force MAE (meV/Å)"]]
     for name, found in result["coverage"].items():
-        cells = [f"{100 * found[way][where]:.0f} %" for way in ("held out", "leave-one-out") for where in ("in", "out")]
+        cells = [f"{100 * found[way][where]:.0f} %" for way in ways for where in ("in", "out")]
         errors = " and ".join(f"{found['forces_mae'][where]:.1f}" for where in ("in", "out"))
         rows.append([NAMES.get(name, name), *cells, errors])
     return rows
@@ -516,10 +518,11 @@ def few_coverage(result: dict) -> list[list[str]]:
 
 def few_cost(result: dict) -> list[list[str]]:
     """What uncertainty costs."""
-    rows = [["n = 50", "labels", "prediction", "its uncertainty", "prediction with GFN2-xTB"]]
+    rows = [["", "labels", "prediction", "posterior variance", "committee of eight", "prediction with GFN2-xTB"]]
     for name, found in result["cost"].items():
-        times = (f"{found[key]:.2g} ms" for key in ("predict_ms", "uncertainty_ms", "with_baseline_ms"))
-        rows.append([NAMES[name], str(found["unknowns"]), *times])
+        keys = ("predict_ms", "posterior_ms", "committee_ms", "with_baseline_ms")
+        times = (f"{found[key]:.2g} ms" if key in found else "" for key in keys)
+        rows.append([NAMES.get(name, name), str(found["unknowns"]), *times])
     return rows
 
 
@@ -550,6 +553,33 @@ def few_crystals(result: dict) -> list[list[str]]:
                 rows.append(
                     [crystal, n, "none" if baseline == "direct" else baseline, _number(one["forces_mae"]), says]
                 )
+    return rows
+
+
+def few_nanosecond(result: dict) -> list[list[str]]:
+    """Dynamics at 500 K."""
+    rows = [["", "", "ps", "stopped", "looks that found something outside", "force MAE (meV/Å)"]]
+    for name, kinds in result["nanosecond"].items():
+        for kind, one in kinds.items():
+            stops = f"{len(one['stops'])} times" if one["stops"] else "never"
+            outside = f"{100 * one['looks_outside']:.2g} %"
+            rows.append([NAMES[name], kind, f"{one['picoseconds']:.0f}", stops, outside, _number(one["forces_mae"])])
+    return rows
+
+
+def few_active(result: dict) -> list[list[str]]:
+    """Active learning and random frames."""
+    rows = [["", "labels", "active", "random, classical", "random, path integral"]]
+
+    def errors_of(cases: dict, n: str) -> str:
+        if n not in cases:
+            return ""
+        medians = (median(one[key] for one in cases[n]) for key in ("forces_mae", "forces_rmse"))
+        return " / ".join(map(_number, medians))
+
+    for name, found in result["active"].items():
+        kinds = [found["active"], found["classical"], found["path integral"]]
+        rows += [[name, n, *(errors_of(cases, n) for cases in kinds)] for n in found["classical"]]
     return rows
 
 
@@ -594,6 +624,8 @@ TABLES = {
     "few_cost": (few_cost, "few_geometries"),
     "few_distilled": (few_distilled, "few_geometries"),
     "few_crystals": (few_crystals, "few_geometries"),
+    "few_nanosecond": (few_nanosecond, "few_geometries"),
+    "few_active": (few_active, "few_geometries"),
     "vibrations": (vibrations, "descriptors"),
     "processes_training": (processes_training, "processes"),
     "processes_large": (processes_large, "processes"),
