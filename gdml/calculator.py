@@ -8,8 +8,9 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 
 from .errors import ExtrapolationWarning, ModelMismatchError
 from .force_field import ForceField
-from .models import load
+from .models import at_state, load
 from .region import Excess
+from .states.force_field import State, StatesForceField
 
 
 class GDMLCalculator(Calculator):
@@ -17,7 +18,9 @@ class GDMLCalculator(Calculator):
 
     Parameters
     ----------
-    force_field : ForceField or path
+    force_field : ForceField, StatesForceField or path
+    state : optional
+        Of a force field of several states: which.
     device, dtype, backend : optional
         Where and how it is evaluated; see `ForceField.to`.
     uncertainty : bool
@@ -39,7 +42,7 @@ class GDMLCalculator(Calculator):
     FitError
         If there is no uncertainty.
     ModelMismatchError
-        On calculation, for atoms of another composition or order.
+        For a state that was not in the training data; on calculation, for atoms of another composition or order.
 
     Warns
     -----
@@ -50,8 +53,9 @@ class GDMLCalculator(Calculator):
 
     def __init__(
         self,
-        force_field: ForceField | str | Path,
+        force_field: ForceField | StatesForceField | str | Path,
         *,
+        state: State | None = None,
         device: str | None = None,
         dtype: str | None = None,
         backend: str | None = None,
@@ -60,7 +64,8 @@ class GDMLCalculator(Calculator):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        force_field = force_field if isinstance(force_field, ForceField) else load(force_field)
+        force_field = load(force_field) if isinstance(force_field, (str, Path)) else force_field
+        force_field = at_state(force_field, state)
         self.force_field = force_field.to(device, dtype, backend)
         self.force_field.check_uncertainty(uncertainty)
         self.uncertainty, self.warn_outside = uncertainty, warn_outside

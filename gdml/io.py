@@ -35,18 +35,32 @@ def read_fields(
     length_unit: str | None,
 ) -> Fields:
     """The fields of a Dataset from a file or from Atoms; see `gdml.read`."""
+    if isinstance(source, (str, Path)) and Path(source).suffix == ".npz":
+        path = _existing(source)
+        return _from_archive(read_archive(path), energy_unit, length_unit, index)
+    frames, name = read_frames(source, index)
+    return _from_atoms(frames, keys, name, energy_unit or "eV", length_unit or "Ang")
+
+
+def read_frames(
+    source: str | Path | Atoms | Sequence[Atoms], index: str | int | slice = ":"
+) -> tuple[list[Atoms], str]:
+    """Atoms, with all that ASE reads of a file, and what to call them."""
     if isinstance(source, (str, Path)):
-        path = Path(source)
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: there is no such file")
-        if path.suffix == ".npz":
-            return _from_archive(read_archive(path), energy_unit, length_unit, index)
+        path = _existing(source)
         frames, name = _read_ase(path, index), path.name.split(".")[0]
     else:
         frames, name = ([source] if isinstance(source, Atoms) else list(source)), ""
     if not frames:
         raise DataError(f"{name or 'the list of Atoms'} holds no geometry")
-    return _from_atoms(frames, keys, name, energy_unit or "eV", length_unit or "Ang")
+    return frames, name
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    return path
 
 
 def read_structure(path: str | Path, index: int) -> Atoms:
@@ -54,9 +68,7 @@ def read_structure(path: str | Path, index: int) -> Atoms:
     path = Path(path)
     if path.suffix == ".npz":
         return to_atoms(read_fields(path, index, {}, None, None))[0]
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: there is no such file")
-    return _read_ase(path, index)[0]
+    return _read_ase(_existing(path), index)[0]
 
 
 def write_fields(fields: Fields, path: str | Path) -> None:

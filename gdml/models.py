@@ -11,12 +11,14 @@ import torch
 from .baselines import Baseline, as_baseline
 from .committee import Committee
 from .descriptors import AutogradDescriptor, Concatenated, Descriptor, InverseDistances, from_recipe
-from .errors import BaselineError, DataError, FitError, FormatError, SymmetryError
+from .errors import BaselineError, DataError, FitError, FormatError, ModelMismatchError, SymmetryError
 from .force_field import FORMAT, SCHEMA, ForceField
 from .kernels import FunctionKernel, KernelSum, RadialKernel, kernel_by_name, kernel_from_recipe
 from .npz import Archive, read_archive
 from .posterior import Posterior
 from .sgdml_models import from_sgdml, is_sgdml_model
+from .states.force_field import FORMAT as STATES_FORMAT
+from .states.force_field import State, StatesForceField
 from .symmetry import CrystalGroup, PermutationGroup
 
 
@@ -29,7 +31,8 @@ def load(
     descriptor: Descriptor | None = None,
     kernel: RadialKernel | None = None,
     baseline: object = None,
-) -> ForceField:
+    state: State | None = None,
+) -> ForceField | StatesForceField:
     """Read a force field: a file of this package, or of any version of the sGDML package.
 
     Parameters
@@ -43,10 +46,13 @@ def load(
         Likewise.
     baseline : ASE calculator, or what else `gdml.fit` takes, optional
         Likewise, if it was a calculator and not a name; checked against forces from the training.
+    state : optional
+        Of a file of several states: the one whose force field is wanted.
 
     Returns
     -------
-    ForceField
+    ForceField, or StatesForceField
+        The latter of a file of several states, if no state was given.
 
     Raises
     ------
@@ -57,11 +63,15 @@ def load(
     FormatError
         If it is another kind of file, cut short, or of a later version; or if a function
         is needed and not given, or is not the one of the training.
+    ModelMismatchError
+        If a state was given that was not in the training data, or the file is not one of several states.
     BaselineError, MissingExtraError
         If the given baseline is not that of the training. One with a name is only checked when
         it is first needed.
     """
     force_field = _read(Path(path), descriptor, kernel, as_baseline(baseline))
+    if state is not None:
+        force_field = at_state(force_field, state)
     if baseline is not None:
         force_field.baseline.check()
     if device is dtype is backend is None:
@@ -69,9 +79,24 @@ def load(
     return force_field.to(device, dtype, backend)
 
 
+def at_state(force_field: ForceField | StatesForceField, state: State | None) -> ForceField:
+    """The force field of one state; one that knows no states as it is.
+
+    Raises
+    ------
+    ModelMismatchError
+        If there is no such state, or it has to be said which.
+    """
+    if isinstance(force_field, StatesForceField):
+        return force_field.at(state)
+    if state is not None:
+        raise ModelMismatchError(f"this force field knows no states, and the state {state!r} was asked for")
+    return force_field
+
+
 def _read(
     path: Path, descriptor: Descriptor | None, kernel: RadialKernel | None, baseline: Baseline | None
-) -> ForceField:
+) -> ForceField | StatesForceField:
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file")
     archive = read_archive(path)
@@ -79,16 +104,18 @@ def _read(
         if baseline is not None:
             raise BaselineError(f"{path}: a model of the sGDML package has no baseline, and {baseline} was given")
         return _from_sgdml(archive)
-    if archive.text("format") != FORMAT:
+    if archive.text("format") not in (FORMAT, STATES_FORMAT):
         known = ", ".join(sorted(archive)[:8])
         raise FormatError(f"{path}: this is no force field; the file has the fields {known}")
     if archive.text("schema") != str(SCHEMA):
         raise FormatError(f"{path}: written by a later version (schema {archive['schema']}); update gdml")
     try:
         force_field = _checked(_from_fields(archive, descriptor, kernel), archive)
-        error_model = _error_model(force_field, archive)
-        return replace(force_field, baseline=_baseline(archive, baseline), error_model=error_model)
-    except (KeyError, ValueError, TypeError) as error:
+        given = {"baseline": _baseline(archive, baseline), "error_model": _error_model(force_field, archive)}
+        force_field = replace(force_field, **given)
+        is_of_states = archive.text("format") == STATES_FORMAT
+        return StatesForceField.from_archive(force_field, archive) if is_of_states else force_field
+    except (KeyError, ValueError, TypeError, FitError) as error:
         if isinstance(error, FormatError):
             raise
         raise FormatError(f"{path}: this force field is damaged ({error})") from error

@@ -220,7 +220,7 @@ def fit(
     problem = _problem(plan, method, given, length_scale) | {"metric": "learned" if learns else "given"}
     problem["baseline"] = str(baseline)
     team.check_same(problem | {"backend": backend, "dtype": str(dtype), "device": device.type})
-    method.check(_size_of(plan, dataset, team))
+    method.check(size_of(plan, dataset, team))
     x = descriptors_of(plan, dataset)
     team.agree(lambda: check_duplicates(dataset, x.cpu().numpy(), plan.action))
     journal = Journal.open(checkpoint, problem, resume, team)
@@ -230,7 +230,7 @@ def fit(
     elif journal.chosen:
         chosen = journal.chosen
     else:
-        chosen = team.agree(lambda: _search(plan, dataset, validation, learns, progress))
+        chosen = team.agree(lambda: find_hyperparameters(plan, dataset, validation, learns, progress))
     journal.note_choice(chosen)
     if baseline is not None and journal.compared is None:
         journal.note_comparison(team.agree(lambda: _compared(plan, given, Given(dataset, validation))))
@@ -294,7 +294,9 @@ def _warn_of_no_help(errors: dict[str, float], baseline: Baseline) -> None:
         )
 
 
-def _search(plan: Plan, dataset: Dataset, validation: Dataset | None, learns: bool, progress: bool) -> Chosen:
+def find_hyperparameters(
+    plan: Plan, dataset: Dataset, validation: Dataset | None, learns: bool, progress: bool
+) -> Chosen:
     """The hyper-parameters, and the error to expect with all of the dataset: errors fall like 1/n at best."""
     training = dataset
     if validation is None and not learns and can_leave_out(plan, dataset):
@@ -324,7 +326,7 @@ def identity(recipe: object) -> str:
     return text if len(text) < 200 else f"{text[:80]}... {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def _size_of(plan: "Plan", dataset: Dataset, team: Team) -> Problem:
+def size_of(plan: "Plan", dataset: Dataset, team: Team) -> Problem:
     """The problem, as far as it is known before the matrix is."""
     # Of a linear molecule; others have one less.
     n_labels = 3 * dataset.n_atoms - (3 if any(dataset.pbc) else 5) + plan.use_energy + 6 * plan.use_stress

@@ -74,7 +74,7 @@ def test_the_length_scale_is_not_chosen_again(frames, tmp_path, monkeypatch, oft
     settings = {"solver": "cg", "checkpoint": tmp_path / "t.npz"}
     with pytest.raises(Killed):
         gdml.fit(frames[:20], **settings)
-    monkeypatch.setattr(gdml.training, "_search", None)
+    monkeypatch.setattr(gdml.training, "find_hyperparameters", None)
     assert gdml.fit(frames[:20], **settings, resume=True).length_scale > 0
 
 
