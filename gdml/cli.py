@@ -19,7 +19,8 @@ import torch
 from . import plots
 from ._version import __version__
 from .cli_dynamics import add_ipi, add_md, add_pimd
-from .cli_options import add_hardware, baseline_cache, natural, read_data
+from .cli_options import add_hardware, add_state, baseline_cache, natural, read_data
+from .cli_states import check_options, describe, test_states, train_states
 from .cli_workflows import add_workflows
 from .data import ethanol
 from .dataset import Dataset, read_structure
@@ -28,11 +29,12 @@ from .errors import INTERRUPTED, DataError, FitError, FormatError, GDMLError, GD
 from .force_field import ForceField
 from .kernels import KERNELS
 from .metrics import Metrics, compare, evaluate, predict
-from .models import load
+from .models import at_state, load
 from .npz import check_writable, read_archive
 from .preconditioners import FACTORS
 from .processes import is_first, started_together
 from .sgdml_models import is_sgdml_model
+from .states import StatesForceField
 from .training import fit
 from .uncertainty import coverage, with_uncertainty
 
@@ -75,9 +77,14 @@ def _show_warning(message, category, filename, lineno, file=None, line=None) -> 
 
 def train(options: argparse.Namespace) -> None:
     """Train on frames of a file, judge on others, and save; by torchrun, with several processes."""
+    if options.state is not None:
+        check_options(options)
+        check_writable(options.output, ".npz")
+        return train_states(options)
     with started_together() as team:
         team.agree(lambda: _check_outputs(options))
         _train(options)
+    return None
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
@@ -183,6 +190,9 @@ def test(options: argparse.Namespace) -> None:
     """Errors of a force field on a file of labelled geometries."""
     _prepare_plots(options.plot, options.reliability)
     force_field = load(options.model, device=options.device, dtype=options.dtype, backend=options.backend)
+    if isinstance(force_field, StatesForceField):
+        return test_states(force_field, options)
+    at_state(force_field, options.state)
     dataset = read_data(options.data, options)
     force_field.check_atoms(dataset.numbers)
     cache = baseline_cache(options.data, force_field.baseline)
@@ -197,13 +207,14 @@ def test(options: argparse.Namespace) -> None:
         plots.plot_reliability(force_field, dataset, options.reliability)
     if options.plot:
         plots.plot_parity(prediction, dataset, options.plot, relative=force_field.energies_are_relative)
+    return None
 
 
 def show(options: argparse.Namespace) -> None:
     """What is in a model file or a file of geometries."""
     if _is_model(options.file):
         force_field = load(options.file)
-        print(_describe(force_field))
+        print(describe(force_field) if isinstance(force_field, StatesForceField) else _describe(force_field))
         for key, value in force_field.details.items():
             print(f"  {key}: {value}")
         return
@@ -225,6 +236,8 @@ def convert(options: argparse.Namespace) -> None:
         check_writable(options.output, ".npz")
         imported = is_sgdml_model(read_archive(options.input))
         force_field = load(options.input)
+        if isinstance(force_field, StatesForceField):
+            force_field = force_field.at(None if options.state is None else force_field.named(options.state))
         force_field.save(options.output, format="gdml" if imported else "sgdml")
         print(f"{options.output}: {_describe(force_field)}, in the format of {'gdml' if imported else 'sGDML 1.0.3'}")
         return
@@ -319,6 +332,8 @@ def _add_train(commands, data) -> None:
     parser.set_defaults(command=train)
     parser.add_argument("data", type=Path, help="file of geometries with forces")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="MODEL", help="model file to write (.npz)")
+    help_text = "of several states: under which key of info (or keys, with commas) frames have theirs"
+    parser.add_argument("--state", metavar="KEY", help=help_text)
     parser.add_argument("--n-train", type=int, metavar="N", help="train on N frames, drawn by energy strata (all)")
     parser.add_argument("--n-valid", type=natural, metavar="N", help="hold out N other frames (200, or what is left)")
     parser.add_argument("--length-scale", type=_auto_or_float, default="auto", metavar="L", help="1/Å, or auto")
@@ -354,6 +369,7 @@ def _add_test(commands, data) -> None:
     parser.set_defaults(command=test)
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
+    parser.add_argument("--state", metavar="KEY", help="of a model of several states: as in training")
     parser.add_argument("--reliability", type=Path, metavar="FILE", help="plot how far uncertainties can be trusted")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON (eV, Å)")
     add_hardware(parser, several=True)
@@ -371,6 +387,7 @@ def _add_convert(commands, data) -> None:
     parser.set_defaults(command=convert)
     parser.add_argument("input", type=Path)
     parser.add_argument("output", type=Path)
+    add_state(parser)
 
 
 def _add_demo(commands, data) -> None:

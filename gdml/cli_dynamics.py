@@ -9,19 +9,18 @@ from ase.calculators.socketio import SocketClient
 
 from . import plots
 from .calculator import GDMLCalculator
-from .cli_options import add_hardware, natural
+from .cli_options import add_hardware, add_state, load_model, natural
 from .dataset import read_structure
 from .dynamics import Average, run_md, run_pimd, write_table
 from .dynamics.normal_modes import PROPAGATORS
 from .dynamics.thermostats import THERMOSTATS
 from .errors import DataError
-from .models import load
 from .npz import check_writable
 
 
 def md(options: argparse.Namespace) -> None:
     """Molecular dynamics from a structure."""
-    force_field = load(options.model, device=options.device, dtype=options.dtype, backend=options.backend)
+    force_field = load_model(options, device=options.device, dtype=options.dtype, backend=options.backend)
     atoms = read_structure(options.structure, options.index)
     start = time.perf_counter()
     report = run_md(
@@ -46,7 +45,7 @@ def pimd(options: argparse.Namespace) -> None:
         check_writable(path)
     if options.plot:
         plots.check_picture(options.plot)
-    force_field = load(options.model, device=options.device, dtype=options.dtype, backend=options.backend)
+    force_field = load_model(options, device=options.device, dtype=options.dtype, backend=options.backend)
     atoms = read_structure(options.structure, options.index)
     start = time.perf_counter()
     record = run_pimd(
@@ -90,7 +89,8 @@ def ipi(options: argparse.Namespace) -> None:
     if options.model is None or options.structure is None:
         raise DataError("gdml ipi needs a model and a structure (or --path)")
     atoms = read_structure(options.structure)
-    atoms.calc = GDMLCalculator(options.model, device=options.device, dtype=options.dtype, backend=options.backend)
+    force_field = load_model(options, device=options.device, dtype=options.dtype, backend=options.backend)
+    atoms.calc = GDMLCalculator(force_field)
     atoms.calc.force_field.check_atoms(atoms.numbers)
     client = SocketClient(host=options.host, port=options.port, unixsocket=options.unix)
     client.run(atoms, use_stress=atoms.calc.force_field.pbc == (True, True, True))
@@ -144,6 +144,7 @@ def add_ipi(commands, data) -> None:
     parser.add_argument("--unix", metavar="NAME", help="name of i-PI's unix socket")
     parser.add_argument("--host", default="localhost")
     parser.add_argument("--port", type=int, default=31415)
+    add_state(parser)
     add_hardware(parser)
 
 
@@ -157,5 +158,6 @@ def _add_start(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=natural, default=0)
     parser.add_argument("-o", "--output", type=Path, metavar="TRAJ", help="ASE trajectory to write")
     parser.add_argument("--interval", type=int, default=10, help="steps between frames (10)")
+    add_state(parser)
     add_hardware(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar")

@@ -9,7 +9,10 @@ from pathlib import Path
 from .baselines import as_baseline
 from .contractions import BACKENDS
 from .dataset import Dataset, read
+from .force_field import ForceField
 from .hardware import PRECISIONS
+from .models import at_state, load
+from .states import StatesForceField
 
 
 def natural(text: str) -> int:
@@ -28,6 +31,19 @@ def add_hardware(parser: argparse.ArgumentParser, several: bool = False) -> None
     parser.add_argument("--backend", choices=("auto", *BACKENDS), default="auto", help="how they are computed (auto)")
 
 
+def add_state(parser: argparse.ArgumentParser) -> None:
+    """Which state, of a model of several."""
+    parser.add_argument("--state", metavar="STATE", help="of a model of several states: which")
+
+
+def load_model(options: argparse.Namespace, **where) -> ForceField:
+    """The model of the command line, of several states that of `add_state`, where it is to be evaluated."""
+    found = load(options.model, **where)
+    if isinstance(found, StatesForceField) and options.state is not None:
+        return found.at(found.named(options.state))
+    return at_state(found, options.state)
+
+
 def baseline_cache(data: Path, baseline: object) -> Path | None:
     """Where labels of a baseline are kept: beside the data, if one can write there."""
     if baseline is None or not os.access(data.parent, os.W_OK):
@@ -42,10 +58,9 @@ def baseline_cache(data: Path, baseline: object) -> Path | None:
 
 def read_data(path: Path, options: argparse.Namespace) -> Dataset:
     """Geometries of a file, with the keys and units of the command line."""
-    return read(
-        path,
-        energy_key=options.energy_key,
-        forces_key=options.forces_key,
-        energy_unit=options.energy_unit,
-        length_unit=options.length_unit,
-    )
+    return read(path, **reading(options))
+
+
+def reading(options: argparse.Namespace) -> dict[str, str | None]:
+    """The keys and units of the command line."""
+    return {name: getattr(options, name) for name in ("energy_key", "forces_key", "energy_unit", "length_unit")}

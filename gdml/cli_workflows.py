@@ -10,13 +10,12 @@ from . import plots
 from .active import learn_actively
 from .attribution import contributions
 from .baselines import as_baseline
-from .cli_options import baseline_cache, natural, read_data
+from .cli_options import add_state, baseline_cache, load_model, natural, read_data
 from .curves import learning_curve
 from .dataset import read_structure
 from .distillation import distill as distill_from
 from .errors import DataError, OutputError
 from .metrics import evaluate
-from .models import load
 from .npz import check_writable, whole_file
 from .pool import METHODS, select
 
@@ -69,7 +68,7 @@ def distill(options: argparse.Namespace) -> None:
     if options.samples and check_writable(options.samples) in (kept, checkpoint):
         raise OutputError(f"{options.samples}: this file is removed in the end; give another one for the samples")
     held = read_data(options.test, options) if options.test else None
-    teacher = load(options.model)
+    teacher = load_model(options)
     start = read_data(options.start, options)
     found = distill_from(
         teacher,
@@ -133,7 +132,7 @@ def contribute(options: argparse.Namespace) -> None:
         check_writable(options.output)
     if options.plot:
         plots.check_picture(options.plot)
-    force_field, dataset = load(options.model), read_data(options.data, options)
+    force_field, dataset = load_model(options), read_data(options.data, options)
     force_field.check_atoms(dataset.numbers)
     found, frames = contributions(force_field, dataset.positions, dataset.periodic_cell), dataset.to_atoms()
     print(f"{'atom':>8s} {'mean (meV)':>12s} {'RMS (meV)':>12s}")
@@ -206,6 +205,7 @@ def _add_distill(commands, data) -> None:
     parser.set_defaults(command=distill)
     parser.add_argument("model", type=Path, help="the teacher")
     parser.add_argument("start", type=Path, help="geometries to start from, best what it was trained on")
+    add_state(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="MODEL", help="model file to write (.npz)")
     parser.add_argument("-n", type=int, default=2000, help="samples (2000)")
     parser.add_argument("--temperature", type=_numbers, default=[500.0], metavar="K[,K]", help="of the dynamics (500)")
@@ -244,3 +244,4 @@ def _add_contributions(commands, data) -> None:
     parser.add_argument("data", type=Path, help="geometries")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="extended XYZ with an array `contribution`")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="coloured atoms, and pairs against distance")
+    add_state(parser)

@@ -106,7 +106,7 @@ LAYERS = [
         "dynamics",
     ],
     ["active", "sampling", "distillation", "curves"],
-    ["plots", "cli_options", "cli_dynamics", "cli_workflows", "cli", "__main__", "ipi_driver"],
+    ["plots", "cli_options", "cli_states", "cli_dynamics", "cli_workflows", "cli", "__main__", "ipi_driver"],
 ]
 ORDER = [module for layer in LAYERS for module in layer]
 

@@ -500,11 +500,14 @@ def test_command_line(file, data, tmp_path, capsys):
     assert set(json.loads(capsys.readouterr().out)) == {"1", "3"}
     atoms = tmp_path / "start.xyz"
     ase.io.write(atoms, data["ground"].to_atoms()[0])
-    assert main(["md", str(model), str(atoms), "--state", "3", "--steps", "5", "-q"]) == 0
-    assert main(["md", str(model), str(atoms), "--steps", "5", "-q"]) == 3
+    assert main(["md", str(model), str(atoms), "--state", "3", "--temperature", "300", "--steps", "5", "-q"]) == 0
+    assert main(["md", str(model), str(atoms), "--temperature", "300", "--steps", "5", "-q"]) == 3
     assert "knows the states 1, 3; say which" in capsys.readouterr().err
+    assert main(["convert", str(model), str(tmp_path / "one.npz"), "--state", "3"]) == 0
+    assert gdml.load(tmp_path / "one.npz").offset == pytest.approx(gdml.load(model, state=3).offset)
+    capsys.readouterr()
     assert main(["show", str(model)]) == 0
     assert "states 1 (8 geometries)" in capsys.readouterr().out
     command = ["train", str(file), "--state", "level", "-o", str(model), *common]
-    assert main([*command, "--use-stress"]) == 2
+    assert main([*command, "--use-stress"]) == 3
     assert "--use-stress does not go with --state" in capsys.readouterr().err

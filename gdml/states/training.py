@@ -19,7 +19,7 @@ from ..contractions import check_backend, contraction
 from ..dataset import Dataset
 from ..descriptors import Descriptor
 from ..energies import constant_of_energy
-from ..errors import DataError, FitError
+from ..errors import DataError, FitError, ProcessError
 from ..force_field import ForceField
 from ..hardware import check_device, check_precision
 from ..hyperparameters import Chosen
@@ -101,6 +101,8 @@ def fit_states(
         For one state alone, a state with one geometry, or data that `gdml.fit` would not train on.
     FitError
         For couplings that are not positive semidefinite, or not those of so many states.
+    ProcessError
+        If torch's default process group has more than one process.
     SymmetryError, BaselineError, MissingExtraError, DeviceError, MemoryBudgetError, NotPositiveDefiniteError
         As `gdml.fit`.
 
@@ -110,6 +112,8 @@ def fit_states(
         If energies disagree with the integrated forces.
     """
     device, dtype, backend = check_device(device), check_precision(dtype), check_backend(backend)
+    if Team.current().size > 1:
+        raise ProcessError("several states are trained on in one process; start one")
     given = states_of(data, state)
     if use_energy:
         _require_energies(given)
