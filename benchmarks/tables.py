@@ -7,6 +7,7 @@ A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``.
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 
@@ -583,6 +584,33 @@ def few_active(result: dict) -> list[list[str]]:
     return rows
 
 
+def states_carbene(result: dict) -> list[list[str]]:
+    """One model of two states, and two models: medians over draws."""
+    heads = ["force MAE, singlet (meV/Å)", "triplet", "gap (meV)", "gradient of the gap (meV/Å)"]
+    rows = [["Geometries", "labelled", "model", *heads]]
+    entries = [("singlet", "forces"), ("triplet", "forces"), ("gap", "energy"), ("gap", "forces")]
+    ways = {"apart": "half in each state", "same": "half of them, in both states"}
+    for way, label in ways.items():
+        for n, cases in result["carbene"][way].items():
+            for model in ("one", "two"):
+                cells = [f"{median(case[model][a][b] for case in cases):.2g}" for a, b in entries]
+                rows.append([n, label, model, *cells])
+    return rows
+
+
+def states_levels(result: dict) -> list[list[str]]:
+    """Ethanol at CCSD(T)."""
+    rows = [["50 labels at CCSD(T)", "force MAE (meV/Å)", "energy MAE (meV)"]]
+    for way, cases in result["levels"].items():
+        rows.append([way, *(_median_and_range(case[part] for case in cases) for part in ("forces", "energy"))])
+    return rows
+
+
+def _median_and_range(values: Iterable[float]) -> str:
+    ordered = sorted(values)
+    return f"{median(ordered):.1f} ({ordered[0]:.1f} to {ordered[-1]:.1f})"
+
+
 def _times(factor: float) -> str:
     return f"{factor:.1f} ×" if factor < 10 else f"{factor:.0f} ×"
 
@@ -626,6 +654,8 @@ TABLES = {
     "few_crystals": (few_crystals, "few_geometries"),
     "few_nanosecond": (few_nanosecond, "few_geometries"),
     "few_active": (few_active, "few_geometries"),
+    "states_carbene": (states_carbene, "states"),
+    "states_levels": (states_levels, "states"),
     "vibrations": (vibrations, "descriptors"),
     "processes_training": (processes_training, "processes"),
     "processes_large": (processes_large, "processes"),

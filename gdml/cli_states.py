@@ -7,14 +7,14 @@ import time
 import numpy as np
 
 from .cli_options import baseline_cache, reading
-from .dataset import Dataset
+from .dataset import Dataset, read_structure
 from .errors import DataError
 from .metrics import evaluate
 from .states import StatesForceField, fit_states, read_states
 from .states.force_field import State
 
 # What training of one state has, and of several has not.
-ALONE = ("reference", "resume", "use_stress", "uncertainty", "plot", "learning_curve")
+ALONE = ("resume", "use_stress", "uncertainty", "plot", "learning_curve")
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -31,7 +31,9 @@ def train_states(options: argparse.Namespace) -> None:
     start = time.perf_counter()
     field = fit_states(
         {state: training for state, (training, _) in parts.items()},
+        reference=None if options.reference is None else read_structure(options.reference),
         symmetry=options.symmetry,
+        symprec=options.symprec,
         descriptor=options.descriptor,
         kernel=options.kernel,
         length_scale=options.length_scale,

@@ -8,6 +8,8 @@ import ase.io
 import numpy as np
 import pytest
 import torch
+from ase.build import bulk
+from ase.calculators.emt import EMT
 from scipy.spatial.transform import Rotation
 
 import gdml
@@ -326,6 +328,24 @@ def test_kernels_between_atoms(data, others):
     r = others
     np.testing.assert_allclose(again.at("ground").predict(r).forces, alone.predict(r).forces, rtol=0, atol=1e-7)
     assert np.abs(found.at("ground").predict(r).forces - alone.predict(r).forces).max() > 1e-3
+
+
+def test_crystals(others):
+    """Copper by effective medium theory, with the symmetry of its space group."""
+    ideal, frames = bulk("Cu") * (2, 2, 2), []
+    for seed in range(9):
+        frames.append(ideal.copy())
+        frames[-1].rattle(0.06, seed=seed)
+        frames[-1].calc = EMT()
+        frames[-1].get_forces()
+    copper = gdml.read(frames)
+    soft = replace(copper, energy=0.7 * copper.energy + 1.0, forces=0.7 * copper.forces)
+    data, options = {"hard": copper[:5], "soft": soft[5:7]}, {"length_scale": 5.0, "reference": ideal}
+    found = gdml.fit_states(data, **options)
+    alone = gdml.fit(data["soft"], **options)
+    ours, theirs = (gdml.evaluate(f, soft[7:]) for f in (found.at("soft"), alone))
+    assert ours.forces_mae < 0.8 * theirs.forces_mae
+    assert found.shared.symmetry.order > 100 and found.correlation[0, 1] > 0.99
 
 
 def test_save_and_load(field, others, tmp_path):

@@ -48,7 +48,9 @@ def fit_states(
     *,
     state: str | Sequence[str] | None = None,
     couplings: str | ArrayLike = "auto",
+    reference: Atoms | str | Path | None = None,
     symmetry: str | PermutationGroup | ArrayLike = "auto",
+    symprec: float | str = "auto",
     descriptor: Descriptor | str = "auto",
     kernel: str | RadialKernel = "matern52",
     length_scale: float | str = "auto",
@@ -86,9 +88,9 @@ def fit_states(
         one with the largest likelihood for all is taken, and made to fit where that is of all labels.
     baseline : str, ASE calculator or sequence of these, optional
         As in `gdml.fit`; the same in all states.
-    symmetry, descriptor, kernel, noise, use_energy, solver, preconditioner, rank, neighbours, rtol, baseline_cache
+    reference, symmetry, symprec, descriptor, kernel, noise, use_energy, solver, preconditioner, rank, neighbours, rtol
         As in `gdml.fit`. Energies of a state fix its own constant.
-    backend, device, dtype, progress
+    baseline_cache, backend, device, dtype, progress
         As in `gdml.fit`.
 
     Returns
@@ -122,7 +124,7 @@ def fit_states(
     baseline = as_baseline(baseline)
     used = given if baseline is None else _differences(given, baseline, baseline_cache, progress)
     together = _Together.of(used, use_energy)
-    group = symmetry_of(together.dataset, symmetry, None, "auto")
+    group = symmetry_of(together.dataset, symmetry, reference, symprec)
     plan = make_plan(together.dataset, group, descriptor, kernel, noise, use_energy, False, backend, device)
     method = Method(solver, preconditioner, rank, neighbours, rtol)
     method.check(size_of(plan, together.dataset, Team()))
