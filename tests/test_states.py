@@ -330,22 +330,25 @@ def test_kernels_between_atoms(data, others):
     assert np.abs(found.at("ground").predict(r).forces - alone.predict(r).forces).max() > 1e-3
 
 
-def test_crystals(others):
-    """Copper by effective medium theory, with the symmetry of its space group."""
+@pytest.mark.filterwarnings("ignore:the shortest lattice vector")
+def test_crystals():
+    """A state of 0.7 times the energy of another, with the couplings of that, is learned as from its own labels."""
     ideal, frames = bulk("Cu") * (2, 2, 2), []
-    for seed in range(9):
+    for seed in range(6):
         frames.append(ideal.copy())
         frames[-1].rattle(0.06, seed=seed)
         frames[-1].calc = EMT()
         frames[-1].get_forces()
     copper = gdml.read(frames)
-    soft = replace(copper, energy=0.7 * copper.energy + 1.0, forces=0.7 * copper.forces)
-    data, options = {"hard": copper[:5], "soft": soft[5:7]}, {"length_scale": 5.0, "reference": ideal}
-    found = gdml.fit_states(data, **options)
-    alone = gdml.fit(data["soft"], **options)
-    ours, theirs = (gdml.evaluate(f, soft[7:]) for f in (found.at("soft"), alone))
-    assert ours.forces_mae < 0.8 * theirs.forces_mae
-    assert found.shared.symmetry.order > 100 and found.correlation[0, 1] > 0.99
+    soft = replace(copper, energy=0.7 * copper.energy, forces=0.7 * copper.forces)
+    options = {"length_scale": 5.0, "reference": ideal, "noise": 1e-8}
+    couplings = np.outer([1.0, 0.7], [1.0, 0.7]) / 0.7**2
+    found = gdml.fit_states({"hard": copper[:3], "soft": soft[3:5]}, couplings=couplings, **options)
+    alone = gdml.fit(soft[:5], **options)
+    assert found.shared.symmetry.order > 100
+    ours, theirs = (f.predict(soft.positions[5:]).forces for f in (found.at("soft"), alone))
+    # The noise is less beside the labels of the first state: a difference in proportion to it.
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
 
 
 def test_save_and_load(field, others, tmp_path):
