@@ -21,6 +21,7 @@ _HOME = {
     "Baseline": "baselines",
     "CrystalGroup": "symmetry",
     "Dataset": "dataset",
+    "Dihedrals": "descriptors",
     "ExponentialDistances": "descriptors",
     "ForceField": "force_field",
     "GDMLCalculator": "calculator",
@@ -65,7 +66,7 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 
-_MODULES = {"data", "dynamics", "errors", "kernels", "plots"} | set(_HOME.values())
+_MODULES = {"coarse", "data", "dynamics", "errors", "kernels", "plots"} | set(_HOME.values())
 
 
 def __getattr__(name: str):

@@ -268,3 +268,29 @@ def bonds(numbers: np.ndarray, distances: np.ndarray, scale: float = 1.3) -> np.
     bonded = distances < scale * (radii[:, None] + radii[None, :])
     np.fill_diagonal(bonded, False)
     return bonded
+
+
+def lengths(positions: Tensor, pairs: Sequence[Sequence[int]]) -> Tensor:
+    """Distances (M, k) of pairs of atoms in geometries (M, N, 3)."""
+    i, j = _columns(positions, pairs)
+    return torch.linalg.vector_norm(positions[:, j] - positions[:, i], dim=2)
+
+
+def angles(positions: Tensor, triples: Sequence[Sequence[int]]) -> Tensor:
+    """Angles (M, k) at the second of three atoms, from 0 to π; without a gradient where the three are in line."""
+    i, j, k = _columns(positions, triples)
+    u, v = positions[:, i] - positions[:, j], positions[:, k] - positions[:, j]
+    return torch.atan2(torch.linalg.vector_norm(torch.linalg.cross(u, v), dim=2), (u * v).sum(2))
+
+
+def dihedrals(positions: Tensor, quadruples: Sequence[Sequence[int]]) -> Tensor:
+    """Dihedral angles (M, k) of four atoms, from -π to π, in the sign of IUPAC; zero where the outer ones eclipse."""
+    i, j, k, m = _columns(positions, quadruples)
+    u, v, w = (positions[:, b] - positions[:, a] for a, b in ((i, j), (j, k), (k, m)))
+    n = torch.linalg.cross(v, w)
+    axis = torch.linalg.vector_norm(v, dim=2)
+    return torch.atan2(axis * (u * n).sum(2), (torch.linalg.cross(u, v) * n).sum(2))
+
+
+def _columns(positions: Tensor, atoms: Sequence[Sequence[int]]) -> Tensor:
+    return torch.tensor(np.asarray(atoms, dtype=int), device=positions.device).T

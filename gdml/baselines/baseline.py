@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator, Calculator
 
@@ -84,6 +85,20 @@ class Baseline:
         return Workers(self.terms)
 
     @property
+    def _takes_batches(self) -> bool:
+        """Whether all its calculators take geometries without a cell in a batch."""
+        return all(hasattr(calculator, "batch") for calculator in self._calculators)
+
+    def _in_a_batch(self, positions: np.ndarray) -> BaselineLabels:
+        geometries = torch.tensor(np.asarray(positions, dtype=float))
+        parts = [calculator.batch(geometries) for calculator in self._calculators]
+        energy, forces = (sum(part).numpy() for part in zip(*parts))
+        wrong = ~(np.isfinite(energy) & np.isfinite(forces).all((1, 2)))
+        if wrong.any():
+            raise BaselineError(f"the baseline {self} is not finite on {name_frames(np.flatnonzero(wrong))}")
+        return BaselineLabels(energy, forces)
+
+    @property
     def has_stress(self) -> bool:
         """Whether all its calculators can give stress."""
         return all("stress" in calculator.implemented_properties for calculator in self._calculators)
@@ -106,6 +121,8 @@ class Baseline:
             If the package of a calculator is not installed.
         """
         self.check()
+        if self._takes_batches and not (stress or any(pbc)):
+            return self._in_a_batch(positions)
         return stacked(self._of(geometries(numbers, positions, cells, pbc), stress), stress)
 
     def labels(
@@ -135,6 +152,8 @@ class Baseline:
             raise BaselineError(
                 f"labels of {self} cannot be kept in a file, which would not know its settings; leave cache out"
             )
+        if self._takes_batches and not (stress or any(dataset.pbc)):
+            return self._in_a_batch(dataset.positions)
         file = LabelFile(cache, str(self), dataset.n_atoms)
         frames = geometries(dataset.numbers, dataset.positions, dataset.periodic_cell, dataset.pbc)
         keys = [key_of(one) for one in frames]

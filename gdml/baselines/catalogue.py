@@ -9,9 +9,10 @@ from ase.calculators.calculator import Calculator
 from ase.calculators.lj import LennardJones
 
 from ..errors import BaselineError, MissingExtraError
+from .bonded import Bonded
 from .pair_potentials import ZBL, FixedCharges
 
-Options = dict[str, str | float | int | bool]
+Options = dict[str, object]  # what json can hold
 # Of self-consistency in tblite: forces to 0.04 meV/Å; by its default, to 0.4, at almost the same cost.
 ACCURACY = 0.1
 TERM = re.compile(r"^([\w-]+)(?:\((.*)\))?$", re.DOTALL)
@@ -73,6 +74,7 @@ BY_NAME: dict[str, Callable[..., Calculator]] = {
     "zbl": ZBL,
     "coulomb": FixedCharges,
     "lj": _lj,
+    "bonded": Bonded,
 }
 
 

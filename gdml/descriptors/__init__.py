@@ -6,6 +6,7 @@ from ..errors import FitError, FormatError
 from .autograd import AutogradDescriptor, AutogradFeatures
 from .base import Descriptor, Features
 from .concatenated import Concatenated, ConcatenatedFeatures
+from .dihedrals import Dihedrals
 from .distances import ExponentialDistances, WeightedDistances
 from .internal import InternalCoordinates
 from .inverse_distances import InverseDistances, PairDescriptor, PairFeatures
@@ -70,8 +71,9 @@ def from_recipe(recipe: dict, n_atoms: int) -> Descriptor:
         numbers = settings.pop("numbers")
         settings |= {key: tuple(settings[key]) for key in ("elements", "scales")}
         return ManyBody(**settings).for_atoms(numbers)
-    if name == InternalCoordinates.name:
-        return InternalCoordinates(**{key: _tuples(value) for key, value in settings.items()})
+    if name in (InternalCoordinates.name, Dihedrals.name):
+        kind = InternalCoordinates if name == InternalCoordinates.name else Dihedrals
+        return kind(**{key: _tuples(value) for key, value in settings.items()})
     if name not in DESCRIPTORS:
         raise FormatError(f"unknown descriptor {name!r}; update gdml")
     return DESCRIPTORS[name](n_atoms, **settings)
@@ -89,6 +91,7 @@ __all__ = [
     "Concatenated",
     "ConcatenatedFeatures",
     "Descriptor",
+    "Dihedrals",
     "ExponentialDistances",
     "Features",
     "InternalCoordinates",

@@ -3,6 +3,7 @@
 from .averages import Average, block_average
 from .classical import MDReport, run_md
 from .estimators import Record, write_table
+from .overdamped import OverdampedLangevin
 from .path_integrals import run_pimd
 from .restarts import BeadWriter, Restart, read_state
 from .ring_polymer import RingPolymerMD
@@ -11,6 +12,7 @@ __all__ = [
     "Average",
     "BeadWriter",
     "MDReport",
+    "OverdampedLangevin",
     "Record",
     "Restart",
     "RingPolymerMD",
