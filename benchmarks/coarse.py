@@ -24,8 +24,8 @@ from gdml.geometry import dihedrals
 KCAL = units.kcal / units.mol
 ANGLES = [(0, 1, 2, 3), (1, 2, 3, 4)]  # φ and ψ
 TEMPERATURE, BLOCK = 300.0, 250
-REPLICAS, STEPS, INTERVAL, FIRST = 64, 10_000, 50, 0.2  # of which this part is not looked at
-MODELS, IN_FIRST, IN_SECOND = 20, 500, 1000
+REPLICAS, STEPS, INTERVAL, FIRST = 64, 6000, 50, 0.2  # of which this part is not looked at
+MODELS, IN_FIRST, IN_SECOND = 10, 500, 1000
 SIZES = (1000, 3000, 5000)
 
 
@@ -128,34 +128,37 @@ def free_energy() -> dict:
     result = {}
     for n in SIZES:
         training = drawn(n)
-        variables = dihedrals(torch.tensor(training.positions), ANGLES).numpy()
         for name, prior in priors(training).items():
-            start = time.perf_counter()
-            scales = coarse.choose_scales(training, prior=prior)
-            case = {
-                "length_scale": scales.length_scale,
-                "noise": scales.noise / KCAL,
-                "signal": scales.signal / KCAL,
-                "energy": scales.noise / KCAL / scales.regularisation**0.5,
-                "tried": scales.details["tried"],
-                "seconds_choice": time.perf_counter() - start,
-            }
-            options = {"prior": prior, "scales": scales}
-            sizes = {"n_models": MODELS, "n_first": min(IN_FIRST, n // 2), "n_second": min(IN_SECOND, n // 2)}
-            ways = {
-                "one fit": lambda: coarse.fit(training, **options),
-                "ensemble": lambda: coarse.fit_ensemble(training, variables, **options, **sizes),
-            }
-            for way, train in ways.items():
-                start = time.perf_counter()
-                field = train()
-                seconds = time.perf_counter() - start
-                case[way] = {"seconds": seconds, **sampled(field.to(dtype="float32"), training)}
-                shown = {key: value for key, value in case[way].items() if key != "counts"}
-                print(n, name, way, shown, flush=True)
-                result.setdefault(str(n), {})[name] = case
-                keep("free_energy", result)
+            result.setdefault(str(n), {})[name] = both_ways(training, prior)
+            keep("free_energy", result)
     return result
+
+
+def both_ways(training: gdml.Dataset, prior: Bonded | None) -> dict:
+    """One fit and an ensemble, with the same length scale, noise and signal."""
+    n, start = len(training), time.perf_counter()
+    scales = coarse.choose_scales(training, prior=prior)
+    case = {
+        "length_scale": scales.length_scale,
+        "noise": scales.noise / KCAL,
+        "signal": scales.signal / KCAL,
+        "energy": scales.noise / KCAL / scales.regularisation**0.5,
+        "tried": scales.details["tried"],
+        "seconds_choice": time.perf_counter() - start,
+    }
+    variables = dihedrals(torch.tensor(training.positions), ANGLES).numpy()
+    sizes = {"n_models": MODELS, "n_first": min(IN_FIRST, n // 2), "n_second": min(IN_SECOND, n // 2)}
+    ways = {
+        "one fit": lambda: coarse.fit(training, prior=prior, scales=scales),
+        "ensemble": lambda: coarse.fit_ensemble(training, variables, prior=prior, scales=scales, **sizes),
+    }
+    for way, train in ways.items():
+        start = time.perf_counter()
+        field = train()
+        seconds = time.perf_counter() - start
+        case[way] = {"seconds": seconds, **sampled(field.to(dtype="float32"), training)}
+        print(n, way, {key: value for key, value in case[way].items() if key != "counts"}, flush=True)
+    return case
 
 
 def large() -> dict:
@@ -173,27 +176,24 @@ def large() -> dict:
 
 
 def speed() -> dict:
-    """Steps of a replica in a second, by the number of replicas and of training frames, with single precision."""
+    """Steps of all replicas in a second, by their number and that of training frames, in single precision."""
     result = {}
     for n in (1000, 5000):
         training = drawn(n)
-        prior = coarse.fit_prior(training, TEMPERATURE)
-        noise = 20 * KCAL
+        prior, noise = coarse.fit_prior(training, TEMPERATURE), 20 * KCAL
         scales = coarse.choose_scales(training, prior=prior, length_scale=0.8, noise=noise, signal=0.1 * noise)
         field = coarse.fit(training, prior=prior, scales=scales).to(dtype="float32")
-        for replicas in (1, 16, 64, 256):
-            for dynamics in ("langevin", "overdamped"):
-
-                def run(kind=dynamics, k=replicas) -> None:
-                    starts = training.positions[:k]
-                    coarse.sample(
-                        field, starts, temperature_K=TEMPERATURE, steps=60, interval=20, dynamics=kind, seed=0
-                    )
-
-                rate = replicas * 60 / median_seconds(run, 3)
-                result.setdefault(str(n), {}).setdefault(str(replicas), {})[dynamics] = rate
+        result[str(n)] = {
+            str(k): {kind: rate(field, training.positions[:k], kind) for kind in ("langevin", "overdamped")}
+            for k in (1, 16, 64, 256)
+        }
         print(n, result[str(n)], flush=True)
     return result
+
+
+def rate(field: gdml.ForceField, starts: np.ndarray, kind: str) -> float:
+    options = {"temperature_K": TEMPERATURE, "steps": 60, "interval": 20, "dynamics": kind, "seed": 0}
+    return len(starts) * 60 / median_seconds(lambda: coarse.sample(field, starts, **options), 3)
 
 
 def main() -> None:

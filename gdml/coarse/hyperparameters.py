@@ -124,7 +124,7 @@ class _Search:
         best = self.found[self.best()]
         worse = {at: one.minus(best) for at, one in self.found.items()}
         near = [at for at, more in worse.items() if more.mean <= more.error]
-        return max(near, key=lambda at: self.found[at].noise)
+        return max(near, key=lambda at: (self.found[at].noise, -self.found[at].error))
 
     def until_settled(self, which: Callable[[], At], steps: Sequence[float]) -> None:
         """Judge what is beside a candidate, until that stays the same."""
