@@ -10,6 +10,7 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
+import numpy as np
 
 HERE = Path(__file__).parent
 FIGURES = HERE.parent / "docs" / "figures"
@@ -121,6 +122,24 @@ def bond_lengths(result: dict) -> plt.Figure:
     return figure
 
 
+def free_energies(result: dict) -> plt.Figure:
+    """Over the two dihedral angles of alanine dipeptide: of the frames, and of dynamics with beads."""
+    n, cases = list(result["free_energy"].items())[-1]
+    case = cases["bonds, angles, dihedrals"]
+    counts = {"10,000 reference frames": result["reference"]["counts"]}
+    counts |= {f"{way}, {n} frames": case[way]["counts"] for way in ("one fit", "ensemble")}
+    figure, axes = plt.subplots(1, len(counts), figsize=(9, 3.2), layout="constrained", sharey=True)
+    for axis, (title, found) in zip(axes, counts.items()):
+        found = np.array(found, dtype=float)
+        values = -np.log(np.where(found > 0, found, np.nan) / found.max())
+        edges = np.linspace(-180, 180, len(found) + 1)
+        picture = axis.pcolormesh(edges, edges, values.T, vmin=0, vmax=7, cmap="viridis", rasterized=True)
+        axis.set(title=title, xlabel="φ (°)", xticks=(-180, -90, 0, 90, 180), yticks=(-180, -90, 0, 90, 180))
+    axes[0].set_ylabel("ψ (°)")
+    figure.colorbar(picture, ax=list(axes), label="free energy (kT)")
+    return figure
+
+
 # Each picture, and the result that it is of.
 PICTURES = {
     "cg_scaling": (scaling, "cg"),
@@ -129,6 +148,7 @@ PICTURES = {
     "crystals_translations": (translations, "crystals"),
     "crystals_rdf": (radial_distribution, "crystals"),
     "path_integrals_beads": (beads, "path_integrals"),
+    "coarse_free_energy": (free_energies, "coarse"),
     "path_integrals_bonds": (bond_lengths, "path_integrals"),
 }
 

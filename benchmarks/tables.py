@@ -611,6 +611,49 @@ def _median_and_range(values: Iterable[float]) -> str:
     return f"{median(ordered):.1f} ({ordered[0]:.1f} to {ordered[-1]:.1f})"
 
 
+def coarse_free_energy(result: dict) -> list[list[str]]:
+    ways = ("one fit", "ensemble")
+    rows = [["n", "prior", *ways, "energies vary by (kcal/mol)"]]
+    for n, cases in result["free_energy"].items():
+        for prior, case in cases.items():
+            energy = f"{case['energy']:.2g}"
+            rows.append([n, prior, *(_deviation(case[way]) for way in ways), energy])
+    return rows
+
+
+def _deviation(run: dict) -> str:
+    if "failed" in run:
+        return f"explodes ({run['failed'].split(':')[0]})"
+    return "{:.2f} ± {:.2f}".format(*run["deviation"])
+
+
+def coarse_reference(result: dict) -> list[list[str]]:
+    found = result["reference"]
+    rows = [["", "deviation (kT)"], ["halves of the frames", "{:.2f} ± {:.2f}".format(*found["halves"])]]
+    for n, cases in found["prior_alone"].items():
+        rows += [[f"prior alone ({name}), of {n} frames", _deviation(run)] for name, run in cases.items()]
+    return rows
+
+
+def coarse_training(result: dict) -> list[list[str]]:
+    rows = [["n", "choice of scales", "one fit", "ensemble", "CG iterations of one fit"]]
+    for n, run in result["large"].items():
+        case = result["free_energy"].get(n, {}).get("bonds, angles, dihedrals")
+        choice, layers = (
+            (f"{case['seconds_choice']:.0f} s", f"{case['ensemble']['seconds']:.0f} s") if case else ("", "")
+        )
+        iterations = str(run["solver"].get("iterations", "closed form"))
+        rows.append([n, choice, f"{run['seconds']:.1f} s", layers, iterations])
+    return rows
+
+
+def coarse_speed(result: dict) -> list[list[str]]:
+    rows = [["training frames", "replicas", "Langevin", "overdamped"]]
+    for n, cases in result["speed"].items():
+        rows += [[n, k, *(f"{case[kind]:.0f}" for kind in ("langevin", "overdamped"))] for k, case in cases.items()]
+    return rows
+
+
 def _times(factor: float) -> str:
     return f"{factor:.1f} ×" if factor < 10 else f"{factor:.0f} ×"
 
@@ -656,6 +699,10 @@ TABLES = {
     "few_active": (few_active, "few_geometries"),
     "states_carbene": (states_carbene, "states"),
     "states_levels": (states_levels, "states"),
+    "coarse_free_energy": (coarse_free_energy, "coarse"),
+    "coarse_reference": (coarse_reference, "coarse"),
+    "coarse_training": (coarse_training, "coarse"),
+    "coarse_speed": (coarse_speed, "coarse"),
     "vibrations": (vibrations, "descriptors"),
     "processes_training": (processes_training, "processes"),
     "processes_large": (processes_large, "processes"),

@@ -1,11 +1,13 @@
-"""Pictures: predicted against reference values, error against training size, and path integrals."""
+"""Pictures: predicted against reference values, error against training size, path integrals, free energies."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from ase import Atoms
 
 from .attribution import Contributions
+from .coarse.free_energy import FreeEnergy
 from .dataset import Dataset
 from .dynamics.estimators import EDGES, Record
 from .errors import MissingExtraError, OutputError
@@ -134,6 +136,46 @@ def plot_learning_curve(sizes: list[int], metrics: list[Metrics], path: str | Pa
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter("{x:g}")
         axis.grid(alpha=0.3, which="both")
+    figure.savefig(path, dpi=160)
+
+
+def plot_free_energy(free_energies: Mapping[str, FreeEnergy], path: str | Path, *, names=("φ", "ψ"), most=8.0) -> None:
+    """Free energies over one or two dihedral angles, beside each other, in kT.
+
+    Over one angle, with their standard errors.
+
+    Parameters
+    ----------
+    free_energies : dict of FreeEnergy
+        By their titles; all over as many angles.
+    path : path
+    names : two str
+        Of the angles.
+    most : float
+        The end of the scale, kT.
+
+    Raises
+    ------
+    MissingExtraError, OutputError
+        As `plot_parity`.
+    """
+    path = check_picture(path)
+    is_plane = next(iter(free_energies.values())).values.ndim == 2
+    figure, axes = _figure(len(free_energies) if is_plane else 1)
+    for k, (title, found) in enumerate(free_energies.items()):
+        edges = np.degrees(found.edges)
+        if is_plane:
+            axis, values = axes[k], np.where(np.isfinite(found.values), found.values, np.nan)
+            picture = axis.pcolormesh(edges, edges, values.T, vmin=0.0, vmax=most, cmap="viridis", rasterized=True)
+            axis.set(xlabel=f"{names[0]} (°)", ylabel=f"{names[1]} (°)", title=title, aspect="equal")
+        else:
+            middle = 0.5 * (edges[1:] + edges[:-1])
+            axes[0].errorbar(middle, found.values, found.errors, label=title, capsize=2)
+    if is_plane:
+        figure.colorbar(picture, ax=list(axes), label="free energy (kT)")
+    else:
+        axes[0].set(xlabel=f"{names[0]} (°)", ylabel="free energy (kT)", ylim=(None, most))
+        axes[0].legend()
     figure.savefig(path, dpi=160)
 
 

@@ -20,7 +20,7 @@ from gdml.coarse.prior import far_pairs, without_prior
 from gdml.contractions import contraction
 from gdml.data import ethanol
 from gdml.dynamics import OverdampedLangevin
-from gdml.errors import BaselineError, DataError, DynamicsError, FitError, MissingExtraError
+from gdml.errors import BaselineError, DataError, DynamicsError, FitError, MissingExtraError, OutputError
 from gdml.geometry import angles, dihedrals, lengths
 from gdml.operators import TrainingOperator
 from gdml.plan import labels_of, make_plan
@@ -518,12 +518,11 @@ def test_sampling_a_well(dynamics):
 
 @pytest.mark.parametrize("dynamics", ["langevin", "overdamped"])
 def test_leaving_the_region_is_said(noisy, given, dynamics):
+    """Of beads that nothing holds together."""
     field = coarse.fit(noisy[:40], prior=PRIOR, scales=given)
-    away = replace(field, w=0 * field.w, baseline=as_baseline(Bonded(repulsions=[(0, 4, 6.5, 0.1)])))
+    free, starts = replace(field, w=0 * field.w, baseline=None), noisy.positions[:3]
     with pytest.raises(DynamicsError, match="apart, in training"):
-        coarse.sample(
-            away, noisy.positions[:3], temperature_K=T, steps=4000, dynamics=dynamics, timestep_fs=0.3, seed=0
-        )
+        coarse.sample(free, starts, temperature_K=T, steps=2000, dynamics=dynamics, diffusion=1e-3, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -625,3 +624,12 @@ def test_dihedrals_are_smooth_where_atoms_are_in_line():
     x = gdml.Dihedrals([(0, 1, 2, 3)]).values(line)
     assert torch.equal(x, torch.zeros_like(x))
     assert all(torch.autograd.grad(v, line, retain_graph=True)[0].isfinite().all() for v in x[0])
+
+
+@pytest.mark.parametrize("quadruples", [[(0, 1, 2, 3)], [(0, 1, 2, 3)] * 2])
+def test_pictures(quadruples, tmp_path):
+    found = coarse.free_energy(twisted(drawn_angles((400, 12), 0)), quadruples)
+    gdml.plots.plot_free_energy({"one": found, "two": found}, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 5000
+    with pytest.raises(OutputError, match="no format"):
+        gdml.plots.plot_free_energy({"one": found}, tmp_path / "a.nonsense")

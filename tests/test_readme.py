@@ -40,7 +40,15 @@ def test_links():
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/benchmarks.md", "docs/symmetry.md", "docs/descriptors.md", "docs/few_geometries.md"]
+    "page",
+    [
+        "README.md",
+        "docs/benchmarks.md",
+        "docs/symmetry.md",
+        "docs/descriptors.md",
+        "docs/few_geometries.md",
+        "docs/coarse.md",
+    ],
 )
 def test_tables_are_those_of_the_results(page):
     spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
