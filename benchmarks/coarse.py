@@ -118,7 +118,7 @@ def reference() -> dict:
         few = drawn(n)
         for name, prior in priors(few).items():
             if prior is not None:
-                result["prior_alone"].setdefault(str(n), {})[name] = sampled(lambda r, p=prior: p.batch(r), few)
+                result["prior_alone"].setdefault(str(n), {})[name] = sampled(prior, few)
     print(result["halves"], result["noise"], flush=True)
     return result
 

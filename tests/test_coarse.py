@@ -525,6 +525,14 @@ def test_leaving_the_region_is_said(noisy, given, dynamics):
         coarse.sample(free, starts, temperature_K=T, steps=2000, dynamics=dynamics, diffusion=1e-3, seed=0)
 
 
+def test_priors_take_batches_in_dynamics():
+    found = [
+        coarse.sample(forces, chains(3), temperature_K=T, steps=20, interval=10, seed=0)
+        for forces in (CHAIN, CHAIN.batch)
+    ]
+    np.testing.assert_array_equal(*found)
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
@@ -633,3 +641,10 @@ def test_pictures(quadruples, tmp_path):
     assert (tmp_path / "a.png").stat().st_size > 5000
     with pytest.raises(OutputError, match="no format"):
         gdml.plots.plot_free_energy({"one": found}, tmp_path / "a.nonsense")
+
+
+def test_the_default_descriptor_follows_the_priors_bonds(noisy):
+    star = Bonded(bonds=[(0, 1, 1.0, 1.5), (1, 2, 1.0, 1.5), (1, 3, 1.0, 2.0), (3, 4, 1.0, 1.5)])
+    scales = coarse.choose_scales(noisy, prior=star, length_scale=2.0, noise=0.3, signal=0.2)
+    field = coarse.fit(noisy[:20], prior=star, scales=scales)
+    assert field.descriptor.parts[1].quadruples == ((0, 1, 3, 4), (2, 1, 3, 4))

@@ -106,7 +106,7 @@ def choose_scales(
     if (length_scale == "auto") != (signal == "auto"):
         raise DataError("length_scale and signal are chosen together: give both, or none")
     difference = without_prior(beads, prior)
-    plan = _plan(difference, descriptor, kernel)
+    plan = _plan(difference, _descriptor(beads, prior, descriptor), kernel)
     sigma = number_of("noise", noise) if noise != "auto" else estimate_noise(difference, plan.descriptor).mean ** 0.5
     if signal == "auto":
         best, tried = choose(plan, difference, progress)
@@ -138,7 +138,7 @@ def fit(
     prior : Bonded, optional
         See `fit_prior`. Subtracted from the forces, and part of the force field.
     descriptor : Descriptor, optional
-        By default `default_descriptor`.
+        By default `default_descriptor`, with the bonds of the prior.
     kernel : str
     scales : Scales, optional
         By default those of `choose_scales`.
@@ -156,6 +156,7 @@ def fit(
     DataError, FitError, BaselineError
         As `gdml.fit`, `choose_scales` and `fit_prior`.
     """
+    descriptor = _descriptor(beads, prior, descriptor)
     scales = scales or choose_scales(beads, prior=prior, descriptor=descriptor, kernel=kernel, progress=progress)
     return _fit(without_prior(beads, prior), prior, descriptor, kernel, scales, progress, options)
 
@@ -208,6 +209,7 @@ def fit_ensemble(
     """
     if n_models < 2:
         raise DataError(f"an ensemble needs at least two models, not {n_models}")
+    descriptor = _descriptor(beads, prior, descriptor)
     scales = scales or choose_scales(beads, prior=prior, descriptor=descriptor, kernel=kernel, progress=progress)
     difference, rng = without_prior(beads, prior), np.random.default_rng(seed)
     second = difference[stratified(variables, n_second, bins, rng)]
@@ -279,9 +281,15 @@ def stratified(variables: ArrayLike, n: int, bins: int, rng: np.random.Generator
     return np.sort(by_cell[np.lexsort((rng.random(len(turn)), turn))][:n])
 
 
-def _plan(beads: Dataset, descriptor: Descriptor | None, kernel: str) -> Plan:
+def _descriptor(beads: Dataset, prior: Bonded | None, given: Descriptor | None) -> Descriptor:
+    if given is not None:
+        return given
+    bonds = [] if prior is None else prior.bonds[0].tolist()
+    return default_descriptor(beads.n_atoms, bonds or None)
+
+
+def _plan(beads: Dataset, descriptor: Descriptor, kernel: str) -> Plan:
     group = PermutationGroup.trivial(beads.n_atoms)
-    descriptor = descriptor or default_descriptor(beads.n_atoms)
     return make_plan(beads, group, descriptor, kernel, 1.0, False, False, "auto", torch.device("cpu"))
 
 
@@ -289,7 +297,7 @@ def _fit(difference, prior, descriptor, kernel, scales: Scales, progress: bool, 
     field = fit_forces(
         difference,
         symmetry="none",
-        descriptor=descriptor or default_descriptor(difference.n_atoms),
+        descriptor=descriptor,
         kernel=kernel,
         length_scale=scales.length_scale,
         noise=scales.regularisation,

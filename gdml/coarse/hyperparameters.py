@@ -12,6 +12,8 @@ for all. So each candidate is compared with the best by the differences of the s
 frames, in which it cancels, over all of several parts of the data that are left out in turn. Of candidates within one
 standard error of the best, the one with the largest λ is taken: noise / √λ is what energies vary by a priori, and where
 data do not tell, they should vary little.
+
+Source of that rule: L. Breiman, J. Friedman, R. Olshen, C. Stone, Classification and Regression Trees (1984).
 """
 
 from collections.abc import Callable, Sequence

@@ -8,6 +8,7 @@ from ase import Atoms, units
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from ..baselines import Bonded
 from ..dynamics.classical import check_settings
 from ..dynamics.forces import batched, source_of
 from ..dynamics.overdamped import OverdampedLangevin
@@ -20,7 +21,7 @@ OUTSIDE = 2.0  # widths of the range of a distance in training: farther out forc
 
 
 def sample(
-    forces: ForceField | Callable,
+    forces: ForceField | Bonded | Callable,
     starts: ArrayLike,
     *,
     temperature_K: float,
@@ -43,7 +44,7 @@ def sample(
 
     Parameters
     ----------
-    forces : ForceField or callable
+    forces : ForceField, Bonded or callable
         A callable takes positions (R, N, 3), as a tensor, and gives energies (R,) and forces (R, N, 3).
     starts : (R, N, 3) array, Å
     temperature_K : float

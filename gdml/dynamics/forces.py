@@ -62,7 +62,7 @@ def batched(source: object, atoms: Atoms) -> BatchedForces:
     source : ForceField, callable, or ASE calculator
         A callable takes positions (M, N, 3), as a tensor, and gives energies (M,)
         and forces (M, N, 3); where stress is wanted, it takes cells (M, 3, 3) too, and
-        gives stress (M, 6) as well.
+        gives stress (M, 6) as well. A calculator that takes batches, as `gdml.baselines.Bonded`, is a callable, too.
     atoms : Atoms
 
     Raises
@@ -78,6 +78,8 @@ def batched(source: object, atoms: Atoms) -> BatchedForces:
         source.check_atoms(atoms.numbers)
         check_pbc(source, atoms)
         return _of_force_field(source)
+    if hasattr(source, "batch") and not atoms.pbc.any():
+        return _of_callable(source.batch)
     if hasattr(source, "get_property"):
         return _one_by_one(source, atoms)
     if callable(source):
