@@ -648,3 +648,9 @@ def test_the_default_descriptor_follows_the_priors_bonds(noisy):
     scales = coarse.choose_scales(noisy, prior=star, length_scale=2.0, noise=0.3, signal=0.2)
     field = coarse.fit(noisy[:20], prior=star, scales=scales)
     assert field.descriptor.parts[1].quadruples == ((0, 1, 3, 4), (2, 1, 3, 4))
+
+
+def test_batches_that_are_not_finite_are_named():
+    together = np.concatenate([chains(1), np.zeros((1, 5, 3))])
+    with pytest.raises(BaselineError, match="not finite on frame 1"):
+        as_baseline(Bonded(repulsions=[(0, 1, 1.0, 1.0)])).evaluate(np.full(5, 6), together)
