@@ -185,7 +185,8 @@ def crystals() -> dict:
 
 
 # Of active learning: molecules, the number of beads, labels of it and of random sets, and steps of the references.
-LEARNED, BEADS, BUDGETS, DRAWN = {"methanol": "CH3OH", "ethanol": "CH3CH2OH"}, 16, (30, 60), (30, 50, 60, 100)
+LEARNED = {"methanol": "CH3OH", "ethanol": "CH3CH2OH", "formaldehyde": "H2CO", "formic acid": "HCOOH"}
+BEADS, BUDGETS, DRAWN = 16, (30, 60), (30, 50, 60, 100)
 SETTLING, SPACING, N_SNAPSHOTS, KELVIN = 1000, 40, 80, 300.0
 
 
@@ -260,8 +261,8 @@ def snapshots(atoms: Atoms, reference: Baseline, n_replicas: int, n_beads: int) 
 
 # Picoseconds at 500 K with each kind of force field, one nanosecond in all, and samples that students learn from.
 SPANS = {
-    "ethanol": ({"direct": 200, XTB: 100, "distilled": 200}, 2000),
-    "acetylacetone": ({"direct": 300, XTB: 100, "distilled": 100}, 500),
+    "ethanol": ({"direct": 260, XTB: 100, "distilled": 200}, 2000),
+    "acetylacetone": ({"direct": 300, XTB: 100, "distilled": 40}, 500),
 }
 REPLICAS, TEMPERATURE, TIMESTEP, LOOK = 20, 500.0, 0.5, 1000  # of dynamics: K, fs, steps between records
 MOST_STOPS = 20

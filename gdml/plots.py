@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
+from ase.data import covalent_radii
+from ase.neighborlist import natural_cutoffs, neighbor_list
 
 from .attribution import Contributions
 from .coarse.free_energy import FreeEnergy
@@ -224,7 +226,6 @@ def plot_contributions(found: Contributions, frames: list[Atoms], path: str | Pa
         As `plot_parity`.
     """
     path = check_picture(path)
-    from ase.visualize.plot import plot_atoms
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -232,12 +233,8 @@ def plot_contributions(found: Contributions, frames: list[Atoms], path: str | Pa
     figure, (picture, far) = _figure(2)
     most = 1e3 * np.abs(found.atoms[0]).max() or 1.0
     scale = ScalarMappable(Normalize(-most, most), colormaps["coolwarm"])
-    one = frames[0].copy()
-    axes = np.linalg.svd(one.positions - one.positions.mean(0), full_matrices=False)[2]
-    if not one.pbc.any():  # seen from where it is widest
-        one.positions = (one.positions - one.positions.mean(0)) @ axes.T
-    plot_atoms(one, picture, radii=0.4, colors=scale.to_rgba(1e3 * found.atoms[0])[:, :3])
-    picture.set_axis_off()
+    one = frames[0]
+    _draw(one, scale.to_rgba(1e3 * found.atoms[0]), picture)
     figure.colorbar(scale, ax=picture, label="contribution (meV)", shrink=0.7)
     symbols = np.array(one.get_chemical_symbols())
     kinds = np.array(["-".join(sorted(pair)) for pair in zip(symbols[found.first], symbols[found.second])])
@@ -247,6 +244,22 @@ def plot_contributions(found: Contributions, frames: list[Atoms], path: str | Pa
     far.set(xlabel="mean distance of the pair (Å)", ylabel="RMS contribution of the pair (meV)")
     far.legend(fontsize=7)
     figure.savefig(path, dpi=160)
+
+
+def _draw(atoms: Atoms, colours: np.ndarray, axis) -> None:
+    """Atoms with their symbols and bonds, seen from where they are widest."""
+    centred = atoms.positions - atoms.positions.mean(0)
+    x, y, height = np.linalg.svd(centred, full_matrices=False)[2] @ centred.T
+    for i, j, image in zip(*neighbor_list("ijS", atoms, natural_cutoffs(atoms, mult=1.15))):
+        if i < j and not image.any():
+            axis.plot(x[[i, j]], y[[i, j]], "-", color="0.6", lw=2, zorder=-100)
+    for k, symbol in enumerate(atoms.get_chemical_symbols()):
+        size = 900 * covalent_radii[atoms.numbers[k]] ** 1.5
+        axis.scatter(x[k], y[k], size, colours[k], edgecolors="k", linewidths=0.8, zorder=height[k])
+        axis.text(x[k], y[k], symbol, ha="center", va="center", fontsize=8, zorder=height[k])
+    axis.set_aspect("equal")
+    axis.margins(0.15)
+    axis.set_axis_off()
 
 
 def check_picture(path: str | Path) -> Path:
