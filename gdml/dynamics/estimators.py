@@ -99,6 +99,8 @@ class Record:
         Distribution of the distances of beads from their centroid, at `EDGES`.
     """
 
+    looks_at_atoms = False  # but at the beads, and so the atoms need not be brought up to date
+
     def __init__(self, run: RingPolymerMD, heat_capacity: bool = False):
         if heat_capacity and (run.barostat or run.kind not in ("pile-l", "pile-g")):
             raise DataError("the heat capacity needs a fixed volume, and the thermostat 'pile-l' or 'pile-g'")

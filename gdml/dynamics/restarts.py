@@ -33,6 +33,8 @@ class Restart:
         If the place cannot be written to.
     """
 
+    looks_at_atoms = False
+
     def __init__(
         self, run: RingPolymerMD, path: str | Path, record: Record | None = None, also: dict[str, str] | None = None
     ):

@@ -546,7 +546,8 @@ class RingPolymerMD(MolecularDynamics):
 
     def _refresh_properties(self) -> None:
         """Give the atoms the centroid's state, where anything is about to look at it."""
-        due = any(interval <= 0 or self.nsteps % interval == 0 for _, interval, _, _ in self.observers)
+        looking = [interval for function, interval, _, _ in self.observers if getattr(function, "looks_at_atoms", True)]
+        due = any(interval <= 0 or self.nsteps % interval == 0 for interval in looking)
         if due or not self._only_at_observers:
             self._show()
 
