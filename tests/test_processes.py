@@ -13,6 +13,7 @@ from ase.calculators.lj import LennardJones
 
 import gdml
 from gdml import checkpoints, processes
+from gdml.cli import main
 from gdml.data import ethanol
 from gdml.errors import DataError, FitError, ProcessError
 from gdml.preconditioners import FACTORS, neighbours
@@ -244,7 +245,7 @@ def test_a_rank_alone_is_none(tmp_path, monkeypatch):
         assert team.size == 1
 
 
-def test_on_the_command_line(tmp_path):
+def test_on_the_command_line(tmp_path, capsys):
     data, models = tmp_path / "ethanol.extxyz", [tmp_path / "one.npz", tmp_path / "two.npz"]
     ethanol()[:60].write(data)
     arguments = ["train", data, "--n-train", "40", "--n-valid", "10", "--length-scale", "20", "--solver", "cg"]
@@ -258,12 +259,15 @@ def test_on_the_command_line(tmp_path):
         tmp_path / "curve.png",
         "--output",
     ]
-    started = [[], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]]
-    for model, start in zip(models, started):
-        command = [sys.executable, *start, "-m", "gdml", *map(str, [*arguments, model])]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("validation: ") == 1 and done.stdout.count("n = 40: ") == 1
-        assert "gdml: error" not in done.stderr
+    assert main([*map(str, [*arguments, models[0]])]) == 0
+    alone = capsys.readouterr()
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "gdml"]
+    done = subprocess.run(
+        [sys.executable, *command, *map(str, [*arguments, models[1]])], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for out, err in (alone, (done.stdout, done.stderr)):
+        assert out.count("validation: ") == 1 and out.count("n = 40: ") == 1
+        assert "gdml: error" not in err
     one, two = map(gdml.load, models)
     np.testing.assert_allclose(one.w, two.w, atol=1e-8 * np.abs(one.w).max(), rtol=0)

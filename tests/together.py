@@ -1,5 +1,6 @@
 """Run a function in several processes that train together, started as ``torchrun`` would."""
 
+import multiprocessing
 import os
 import pickle
 import socket
@@ -21,7 +22,8 @@ def run_together(folder: Path, function: Callable, *arguments, size: int = 2) ->
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # which loads the packages once, and computes nothing
+    context.set_forkserver_preload([function.__module__])
     settings = [(folder, rank, size, port, function, arguments) for rank in range(size)]
     processes = [context.Process(target=_one, args=given) for given in settings]
     for process in processes:
