@@ -255,7 +255,7 @@ def _draw(atoms: Atoms, colours: np.ndarray, axis) -> None:
             axis.plot(x[[i, j]], y[[i, j]], "-", color="0.6", lw=2, zorder=-100)
     for k, symbol in enumerate(atoms.get_chemical_symbols()):
         size = 900 * covalent_radii[atoms.numbers[k]] ** 1.5
-        axis.scatter(x[k], y[k], size, colours[k], edgecolors="k", linewidths=0.8, zorder=height[k])
+        axis.scatter(x[k], y[k], size, color=colours[k], edgecolors="k", linewidths=0.8, zorder=height[k])
         axis.text(x[k], y[k], symbol, ha="center", va="center", fontsize=8, zorder=height[k])
     axis.set_aspect("equal")
     axis.margins(0.15)
