@@ -587,9 +587,9 @@ def few_active(result: dict) -> list[list[str]]:
 def states_carbene(result: dict) -> list[list[str]]:
     """One model of two states, and two models: medians over draws."""
     heads = ["force MAE, singlet (meV/Å)", "triplet", "gap (meV)", "gradient of the gap (meV/Å)"]
-    rows = [["Geometries", "labelled", "model", *heads]]
+    rows = [["Labels", "geometries", "models", *heads]]
     entries = [("singlet", "forces"), ("triplet", "forces"), ("gap", "energy"), ("gap", "forces")]
-    ways = {"apart": "half in each state", "same": "half of them, in both states"}
+    ways = {"apart": "as many, each in one state", "same": "half as many, each in both states"}
     for way, label in ways.items():
         for n, cases in result["carbene"][way].items():
             for model in ("one", "two"):
