@@ -45,6 +45,7 @@ _HOME = {
     "direct_product": "symmetry",
     "distill": "distillation",
     "evaluate": "metrics",
+    "explore": "landscape",
     "fit": "training",
     "fit_observations": "observations",
     "fit_states": "states",

@@ -19,6 +19,7 @@ import torch
 from . import plots
 from ._version import __version__
 from .cli_dynamics import add_ipi, add_md, add_pimd
+from .cli_landscape import add_explore
 from .cli_options import add_hardware, add_state, baseline_cache, natural, read_data
 from .cli_states import check_options, describe, test_states, train_states
 from .cli_workflows import add_workflows
@@ -314,6 +315,7 @@ def _parser() -> argparse.ArgumentParser:
     for add in (_add_train, _add_test, _add_show, _add_convert, add_md, add_pimd, add_ipi, _add_demo):
         add(commands, data)
     add_workflows(commands, data)
+    add_explore(commands, data)
     return parser
 
 

@@ -23,6 +23,20 @@ def natural(text: str) -> int:
     return value
 
 
+def numbers(text: str) -> list[float]:
+    """Some numbers with commas."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 300,600") from error
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """What all long jobs have."""
+    parser.add_argument("--seed", type=natural, default=0)
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+
+
 def add_hardware(parser: argparse.ArgumentParser, several: bool = False) -> None:
     """Where, in which precision and how sums over training geometries are computed."""
     more = "; of several, with commas, each takes a part" if several else ""

@@ -10,7 +10,7 @@ from . import plots
 from .active import learn_actively
 from .attribution import contributions
 from .baselines import as_baseline
-from .cli_options import add_state, baseline_cache, load_model, natural, read_data
+from .cli_options import add_common, add_state, baseline_cache, load_model, numbers, read_data
 from .curves import learning_curve
 from .dataset import read_structure
 from .distillation import distill as distill_from
@@ -155,18 +155,6 @@ def add_workflows(commands, data) -> None:
     _add_contributions(commands, data)
 
 
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 300,600") from error
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=natural, default=0)
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
-
-
 def _add_select(commands, data) -> None:
     parser = commands.add_parser(
         "select", parents=[data], help="choose geometries from a pool", description=choose.__doc__
@@ -177,7 +165,7 @@ def _add_select(commands, data) -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to write them; else their numbers")
     parser.add_argument("--method", choices=METHODS, default="farthest", help="(farthest)")
     parser.add_argument("--reference", type=Path, metavar="FILE", help="of a crystal: its ideal structure")
-    _add_common(parser)
+    add_common(parser)
 
 
 def _add_curve(commands, data) -> None:
@@ -196,7 +184,7 @@ def _add_curve(commands, data) -> None:
         "-o", "--output", type=Path, metavar="FILE", help="JSON of all errors (eV, Å), to go on from after a kill"
     )
     parser.add_argument("--plot", type=Path, metavar="FILE")
-    _add_common(parser)
+    add_common(parser)
 
 
 def _add_distill(commands, data) -> None:
@@ -208,11 +196,11 @@ def _add_distill(commands, data) -> None:
     add_state(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="MODEL", help="model file to write (.npz)")
     parser.add_argument("-n", type=int, default=2000, help="samples (2000)")
-    parser.add_argument("--temperature", type=_numbers, default=[500.0], metavar="K[,K]", help="of the dynamics (500)")
+    parser.add_argument("--temperature", type=numbers, default=[500.0], metavar="K[,K]", help="of the dynamics (500)")
     parser.add_argument("--timestep", type=float, default=0.5, metavar="FS", help="fs (0.5)")
     parser.add_argument("--samples", type=Path, metavar="FILE", help="where to write them in the end")
     parser.add_argument("--test", type=Path, metavar="FILE", help="geometries with reference labels, to judge both by")
-    _add_common(parser)
+    add_common(parser)
 
 
 def _add_learn(commands) -> None:
@@ -227,13 +215,13 @@ def _add_learn(commands) -> None:
         "--labels", type=Path, metavar="FILE", help="where labels are kept (beside the model, .labels.extxyz)"
     )
     parser.add_argument("--budget", type=int, default=50, metavar="N", help="labels in all (50)")
-    parser.add_argument("--temperature", type=_numbers, default=[300.0], metavar="K[,K]", help="of the dynamics (300)")
+    parser.add_argument("--temperature", type=numbers, default=[300.0], metavar="K[,K]", help="of the dynamics (300)")
     parser.add_argument("--beads", type=int, default=1, metavar="P", help="more than one: path integrals (1)")
     parser.add_argument("--timestep", type=float, default=0.5, metavar="FS", help="fs (0.5)")
     parser.add_argument("--goal", type=float, metavar="X", help="eV/Å: RMSE of forces of new labels at which it ends")
     parser.add_argument("--descriptor", default="auto")
     parser.add_argument("--baseline", metavar="NAME", help="as of gdml train")
-    _add_common(parser)
+    add_common(parser)
 
 
 def _add_contributions(commands, data) -> None:

@@ -1,19 +1,21 @@
-"""Pictures: predicted against reference values, error against training size, path integrals, free energies."""
+"""Pictures: predicted against reference values, error against training size, path integrals, free energies, minima."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from ase import Atoms
 from ase.data import covalent_radii
+from ase.data.colors import jmol_colors
 from ase.neighborlist import natural_cutoffs, neighbor_list
 
 from .attribution import Contributions
 from .coarse.free_energy import FreeEnergy
 from .dataset import Dataset
 from .dynamics.estimators import EDGES, Record
-from .errors import MissingExtraError, OutputError
+from .errors import DataError, MissingExtraError, OutputError
 from .force_field import ForceField, Prediction
+from .landscape import Landscape, Point
 from .metric import Metric
 from .metrics import Metrics, compare, predict
 from .npz import check_writable
@@ -246,7 +248,65 @@ def plot_contributions(found: Contributions, frames: list[Atoms], path: str | Pa
     figure.savefig(path, dpi=160)
 
 
-def _draw(atoms: Atoms, colours: np.ndarray, axis) -> None:
+DRAWN = 6  # minima whose atoms are drawn
+
+
+def plot_landscape(found: Landscape, path: str | Path) -> None:
+    """Minima and saddle points as levels of energy, the lowest minima drawn below.
+
+    Parameters
+    ----------
+    found : Landscape
+        With one minimum at least; marked ones are red.
+    path : path
+
+    Raises
+    ------
+    DataError
+        If there is no minimum.
+    MissingExtraError, OutputError
+        As `plot_parity`.
+    """
+    path = check_picture(path)
+    if not found.minima:
+        raise DataError("there is no minimum to draw: no relaxation has converged")
+    from matplotlib.figure import Figure
+
+    n_drawn = min(DRAWN, len(found.minima))
+    figure = Figure(figsize=(max(4.2, 1.7 * n_drawn), 5.5), layout="constrained")
+    levels, pictures = figure.subfigures(2, 1, height_ratios=(2, 1))
+    _draw_levels(found, levels.subplots())
+    for point, axis in zip(found.minima, pictures.subplots(1, n_drawn, squeeze=False)[0]):
+        _draw(point.atoms, [jmol_colors[z] for z in point.atoms.numbers], axis)
+        axis.set_title(f"{point.name}, {point.count}", fontsize=9)
+    figure.savefig(path, dpi=160)
+
+
+def _draw_levels(found: Landscape, axis) -> None:
+    """Levels of minima from left to right, and of saddle points between those that they connect."""
+    lowest, places = found.minima[0].energy, {p.name: float(k) for k, p in enumerate(found.minima)}
+
+    def level(point: Point, x: float, colour: str) -> float:
+        y = 1e3 * (point.energy - lowest)
+        axis.plot([x - 0.2, x + 0.2], [y, y], color="tab:red" if point.mark else colour, lw=2.5)
+        axis.annotate(f"{point.name}  {y:.0f}", (x, y), (0, 3), textcoords="offset points", ha="center", fontsize=8)
+        return y
+
+    heights = {point.name: level(point, places[point.name], "k") for point in found.minima}
+    for saddle in found.saddles:
+        ends = [name for name in saddle.ends if name in places]
+        if not ends:
+            continue
+        x = np.mean([places[name] for name in ends]) if len(ends) == 2 else places[ends[0]]
+        y = level(saddle, x, "tab:blue")
+        for name in set(ends):
+            side = 0.2 * np.sign(places[name] - x)
+            axis.plot([x + side, places[name] - side], [y, heights[name]], ":", color="0.5", lw=1)
+    axis.set(ylabel="energy (meV)", xticks=[])
+    axis.margins(0.1, 0.12)
+
+
+def _draw(atoms: Atoms, colours: Sequence, axis) -> None:
     """Atoms with their symbols and bonds, seen from where they are widest."""
     centred = atoms.positions - atoms.positions.mean(0)
     x, y, height = np.linalg.svd(centred, full_matrices=False)[2] @ centred.T
@@ -255,7 +315,7 @@ def _draw(atoms: Atoms, colours: np.ndarray, axis) -> None:
             axis.plot(x[[i, j]], y[[i, j]], "-", color="0.6", lw=2, zorder=-100)
     for k, symbol in enumerate(atoms.get_chemical_symbols()):
         size = 900 * covalent_radii[atoms.numbers[k]] ** 1.5
-        axis.scatter(x[k], y[k], size, color=colours[k], edgecolors="k", linewidths=0.8, zorder=height[k])
+        axis.scatter(x[k], y[k], size, color=colours[k], edgecolors="k", lw=0.8, zorder=height[k], clip_on=False)
         axis.text(x[k], y[k], symbol, ha="center", va="center", fontsize=8, zorder=height[k])
     axis.set_aspect("equal")
     axis.margins(0.15)

@@ -35,6 +35,8 @@ def sample(
     *,
     temperatures: Sequence[float],
     timestep_fs: float = 0.5,
+    walkers: int = WALKERS,
+    spacing_fs: float = SPACING_FS,
     seed: int = 0,
     progress: bool = False,
     keep: str | Path | None = None,
@@ -50,6 +52,10 @@ def sample(
     temperatures : sequence of float
         Of the dynamics, K, each for as many samples.
     timestep_fs : float
+    walkers : int
+        Replicas of the dynamics, that go on side by side.
+    spacing_fs : float
+        Between samples of a walker.
     seed : int
     progress : bool
     keep : path, optional
@@ -74,9 +80,11 @@ def sample(
         "n": str(n),
         "temperatures": str([float(t) for t in temperatures]),
         "timestep_fs": str(float(timestep_fs)),
+        "walkers": f"{walkers}, {float(spacing_fs)} fs",
         "seed": str(seed),
     }
-    walks = _Walks(force_field, start, n, temperatures, timestep_fs, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    walks = _Walks(force_field, start, n, temperatures, timestep_fs, rng, walkers, spacing_fs)
     file = _SampleFile(keep, settings, walks)
     with progress_bar("samples", progress) as bar:
         try:
@@ -103,6 +111,8 @@ class _Walks:
     temperatures: Sequence[float]
     timestep_fs: float
     rng: np.random.Generator
+    walkers: int
+    spacing_fs: float
     found: list[Atoms] = field(default_factory=list)
     failures: int = 0
     dynamics: RingPolymerMD | None = None
@@ -137,19 +147,19 @@ class _Walks:
                 self.before = self.rng.bit_generator.state
                 self.dynamics = self._begun(temperature)
                 self.dynamics.run(round(SETTLING_FS / self.timestep_fs))
-            self.dynamics.run(max(1, round(SPACING_FS / self.timestep_fs)))
+            self.dynamics.run(max(1, round(self.spacing_fs / self.timestep_fs)))
             return _labelled(self.dynamics, self.force_field)
 
     def _begun(self, temperature: float) -> RingPolymerMD:
         """Dynamics of new walkers."""
-        walkers = []
-        for k in self.rng.integers(len(self.start), size=WALKERS):
+        replicas = []
+        for k in self.rng.integers(len(self.start), size=self.walkers):
             (atoms,) = self.start[int(k)].to_atoms()
             atoms.calc = None
             set_thermal_momenta(atoms, temperature, self.rng)
-            walkers.append(atoms)
+            replicas.append(atoms)
         return RingPolymerMD(
-            walkers,
+            replicas,
             self.timestep_fs * units.fs,
             temperature_K=temperature,
             n_beads=1,

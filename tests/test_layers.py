@@ -131,7 +131,27 @@ LAYERS = [
         "coarse",
     ],
     ["active", "sampling", "distillation", "curves"],
-    ["plots", "cli_options", "cli_states", "cli_dynamics", "cli_workflows", "cli", "__main__", "ipi_driver"],
+    [
+        "landscape.optimisers",
+        "landscape.relaxation",
+        "landscape.saddles",
+        "landscape.likeness",
+        "landscape.points",
+        "landscape.exploration",
+        "landscape.report",
+        "landscape",
+    ],
+    [
+        "plots",
+        "cli_options",
+        "cli_states",
+        "cli_dynamics",
+        "cli_workflows",
+        "cli_landscape",
+        "cli",
+        "__main__",
+        "ipi_driver",
+    ],
 ]
 ORDER = [module for layer in LAYERS for module in layer]
 

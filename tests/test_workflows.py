@@ -164,7 +164,7 @@ SAMPLED = {"temperatures": (200.0, 300.0), "seed": 3}
 def brief(monkeypatch):
     """Samples that follow each other closely."""
     monkeypatch.setattr(sampling, "SETTLING_FS", 10.0)
-    monkeypatch.setattr(sampling, "SPACING_FS", 5.0)
+    monkeypatch.setitem(sampling.sample.__kwdefaults__, "spacing_fs", 5.0)
 
 
 @pytest.fixture

@@ -1,0 +1,250 @@
+"""The minima that dynamics reach, and the saddle points between them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from ..calculator import check_pbc
+from ..dataset import Dataset, read
+from ..dynamics.classical import check_temperatures
+from ..errors import DataError
+from ..force_field import ForceField
+from ..minima import polished
+from ..progress import progress_bar
+from ..sampling import sample
+from .likeness import Likeness
+from .points import UNKNOWN, Astray, Landscape, Point, modes_of
+from .relaxation import Relaxed, relax_many
+from .saddles import Climbed, climb_many
+
+TEMPERATURES = (300.0, 600.0, 1000.0)
+WALKERS, SPACING_FS = 32, 100.0  # of the dynamics, so that starts have little in common
+COARSE, FINE = 0.005, 1e-4  # eV/Å, of forces of the batch, and of what is kept of it
+ALIKE, ALIKE_ENERGY = 0.1, 2e-3  # Å and eV, within which geometries of a batch are one point
+SAME, SAME_ENERGY = 0.02, 1e-4  # after Newton steps
+PUSH = 0.15  # Å, of all atoms together, off a saddle point
+ROUNDS = 3  # of pushing off saddle points where relaxations have ended
+CONFIDENCE = 0.9  # a point is uncertain that is more so than this part of the starts
+JUDGED = 200  # starts whose uncertainty is looked at
+
+
+@dataclass
+class _Search:
+    """A force field, and all that is asked of it at stationary points."""
+
+    force_field: ForceField
+    atoms: Atoms
+    optimiser: str
+    max_steps: int
+    progress: bool
+    likeness: Likeness = field(init=False)
+
+    def __post_init__(self):
+        self.cell = self.atoms.cell.array if self.force_field.is_periodic else None
+        self.likeness = Likeness(self.force_field.group, self.cell, self.force_field.pbc or (False,) * 3)
+        self.options = {"fmax": COARSE, "max_steps": self.max_steps, "optimiser": self.optimiser}
+        self.options |= {"device": str(self.force_field.device), "progress": self.progress}
+
+    def relax(self, positions: np.ndarray) -> tuple[list[Point], Astray]:
+        """Minima, and the starts that came to none."""
+        points: list[Point] = []
+        lost: list[tuple[np.ndarray, float]] = []
+        counts = np.ones(len(positions), dtype=int)
+        for _ in range(ROUNDS):
+            found = relax_many(self.force_field, self.atoms, positions, **self.options)
+            arrived, more = self._points(found, counts)
+            lost += more
+            points += [p for p in arrived if not p.modes.n_imaginary]
+            tops = [p for p in arrived if p.modes.n_imaginary]
+            if not tops:
+                break
+            # Both sides of where a relaxation ended on top of a barrier: it counts for one of them.
+            positions = np.concatenate([self._pushed(p) for p in tops])
+            counts = np.concatenate([[p.count, 0] for p in tops])
+        else:
+            lost += [(p.atoms.positions, p.largest) for p in tops for _ in range(p.count)]
+        return _named(self.merged(points), "M"), _astray(lost, len(self.atoms))
+
+    def climb(self, positions: np.ndarray, rng: np.random.Generator) -> list[Point]:
+        """Saddle points with one direction that leads down."""
+        guesses = rng.normal(size=positions.shape)
+        found = climb_many(self.force_field, self.atoms, positions, guesses, **self.options)
+        points, _ = self._points(found, np.ones(len(positions), dtype=int))
+        return _named(self.merged([p for p in points if p.modes.n_imaginary == 1]), "S")
+
+    def connect(self, saddles: list[Point], minima: list[Point]) -> tuple[list[Point], list[Point]]:
+        """Saddle points with the names of the minima on both sides, and all minima; some of these may be new."""
+        if not saddles:
+            return minima, saddles
+        sides = np.concatenate([self._pushed(saddle) for saddle in saddles])
+        found = relax_many(self.force_field, self.atoms, sides, **self.options)
+        arrived, _ = self._points(found, np.zeros(len(sides), dtype=int))
+        minima = _named(self.merged(minima + [p for p in arrived if not p.modes.n_imaginary]), "M")
+        names = [self._name_of(r, e, minima) for r, e in zip(found.positions, found.energy)]
+        pairs = [sorted(pair, key=lambda name: (len(name), name)) for pair in zip(names[::2], names[1::2], strict=True)]
+        return minima, [replace(saddle, ends=tuple(pair)) for saddle, pair in zip(saddles, pairs, strict=True)]
+
+    def _name_of(self, positions: np.ndarray, energy: float, minima: list[Point]) -> str:
+        """Which of the minima a relaxation ended at."""
+        near = [p for p in minima if abs(p.energy - energy) <= ALIKE_ENERGY]
+        if not near:
+            return UNKNOWN
+        one, *others = self.likeness.distances(np.stack([positions] + [p.atoms.positions for p in near]))
+        apart = [self.likeness.between(one, other) for other in others]
+        return near[int(np.argmin(apart))].name if min(apart) <= ALIKE else UNKNOWN
+
+    def _points(self, found: Relaxed | Climbed, counts: np.ndarray) -> tuple[list[Point], list]:
+        """Stationary points where a batch ended, by Newton steps; and where it did not end."""
+        done = np.flatnonzero(found.converged)
+        lost = [(found.positions[k], found.largest[k]) for k in np.flatnonzero(~found.converged) if counts[k]]
+        groups = self.likeness.groups(found.positions[done], found.energy[done], ALIKE, ALIKE_ENERGY)
+        points = []
+        with progress_bar("vibrations", self.progress) as bar:
+            for k, rows in enumerate(done[group] for group in groups):
+                r, largest = polished(self.force_field, found.positions[rows[0]], self.cell, FINE)
+                if largest <= FINE:
+                    points.append(self._point(r, largest, int(counts[rows].sum())))
+                else:
+                    lost += [(r, largest)] * int(counts[rows].sum())
+                if bar:
+                    bar(k + 1, len(groups))
+        return points, lost
+
+    def _point(self, positions: np.ndarray, largest: float, count: int) -> Point:
+        force_field, atoms = self.force_field, self.atoms.copy()
+        atoms.positions = positions
+        known = force_field.error_model is not None
+        energy, forces, _ = force_field.predict(positions, self.cell)
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
+        return Point(
+            name="",
+            atoms=atoms,
+            energy=energy,
+            largest=largest,
+            count=count,
+            modes=modes_of(force_field, atoms),
+            outside=next(iter(force_field.outside(positions, self.cell)), None),
+            uncertainty=force_field.uncertainty(positions, self.cell) if known else None,
+        )
+
+    def merged(self, points: list[Point]) -> list[Point]:
+        """Without duplicates, whose counts are summed up; the lowest first."""
+        if not points:
+            return []
+        positions, energy = np.stack([p.atoms.positions for p in points]), np.array([p.energy for p in points])
+        groups = self.likeness.groups(positions, energy, SAME, SAME_ENERGY)
+        return [replace(points[rows[0]], count=sum(points[k].count for k in rows)) for rows in groups]
+
+    def _pushed(self, point: Point) -> np.ndarray:
+        """Positions (2, N, 3) on both sides of a saddle point."""
+        step = PUSH * point.modes.vectors[0]
+        return point.atoms.positions + np.stack([step, -step])
+
+
+def explore(
+    force_field: ForceField,
+    atoms: Atoms,
+    *,
+    n: int = 1000,
+    temperatures: Sequence[float] = TEMPERATURES,
+    timestep_fs: float = 0.5,
+    starts: Dataset | None = None,
+    saddles: int = 0,
+    optimiser: str = "lbfgs",
+    max_steps: int = 500,
+    seed: int = 0,
+    keep: str | Path | None = None,
+    progress: bool = False,
+) -> Landscape:
+    """The minima that dynamics at some temperatures reach, and the saddle points between them.
+
+    Snapshots of dynamics are relaxed in one batch. Where they end, Newton steps with the exact Hessian follow, and
+    what is the same but for the order of equal atoms or a mirror is one minimum.
+
+    Parameters
+    ----------
+    force_field : ForceField
+        With uncertainty (`gdml.with_uncertainty`), minima that it does not know well are marked.
+    atoms : Atoms
+        Where dynamics start, such as a training geometry; at a fixed cell.
+    n : int
+        Relaxations.
+    temperatures : sequence of float
+        Of the dynamics, K, each for as many snapshots.
+    timestep_fs : float
+    starts : Dataset, optional
+        Geometries to relax, instead of dynamics.
+    saddles : int
+        Searches for saddle points, from as many of the starts; none by default.
+    optimiser : {"lbfgs", "fire"}
+        Quasi-Newton steps, or damped dynamics, which take longer.
+    max_steps : int
+        Of a relaxation, or a search.
+    seed : int
+    keep : path, optional
+        A file (.npz) that keeps the snapshots while they are made; see `gdml.sampling.sample`.
+    progress : bool
+
+    Returns
+    -------
+    Landscape
+
+    Raises
+    ------
+    ModelMismatchError
+        If these are not the force field's atoms.
+    DataError
+        For constraints, or settings that make no sense.
+    DynamicsError
+        If the dynamics fly apart again and again.
+    """
+    force_field.check_atoms(atoms.numbers)
+    check_pbc(force_field, atoms)
+    check_temperatures(temperatures)
+    if n < 1 or saddles < 0:
+        raise DataError(f"n must be at least 1 and saddles not negative, but they are {n} and {saddles}")
+    atoms = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, constraint=atoms.constraints)
+    if starts is None:
+        options = {"walkers": min(WALKERS, n), "spacing_fs": SPACING_FS, "keep": keep}
+        options |= {"temperatures": temperatures, "timestep_fs": timestep_fs, "seed": seed, "progress": progress}
+        starts = sample(force_field, read(atoms), n, **options)
+    else:
+        force_field.check_atoms(starts.numbers)
+    search = _Search(force_field, atoms, optimiser, max_steps, progress)
+    minima, lost = search.relax(starts.positions)
+    found = []
+    if saddles:
+        rng = np.random.default_rng(seed)
+        rows = rng.permutation(len(starts))[:saddles]
+        found = search.climb(starts.positions[rows], rng)
+    minima, found = search.connect(found, minima)
+    return Landscape(*_marked(force_field, starts, minima, found), starts, lost)
+
+
+def _named(points: list[Point], letter: str) -> list[Point]:
+    return [replace(point, name=f"{letter}{k + 1}") for k, point in enumerate(points)]
+
+
+def _marked(force_field: ForceField, starts: Dataset, *points: list[Point]) -> list[list[Point]]:
+    """Points with a mark where forces are more uncertain than those of most starts."""
+    if force_field.error_model is None:
+        return list(points)
+    rows = np.linspace(0, len(starts) - 1, min(len(starts), JUDGED)).astype(int)
+    cells = None if starts.periodic_cell is None else np.broadcast_to(starts.periodic_cell, (len(starts), 3, 3))[rows]
+    usual = force_field.uncertainty(starts.positions[rows], cells).forces
+    most = np.quantile(np.sqrt((usual**2).mean((1, 2))), CONFIDENCE)
+    return [[replace(p, is_uncertain=bool(_spread(p) > most)) for p in some] for some in points]
+
+
+def _spread(point: Point) -> float:
+    """Root mean square of the standard deviations of forces, eV/Å."""
+    return float(np.sqrt((point.uncertainty.forces**2).mean()))
+
+
+def _astray(lost: list[tuple[np.ndarray, float]], n_atoms: int) -> Astray:
+    positions = np.array([r for r, _ in lost]).reshape(-1, n_atoms, 3)
+    return Astray(positions, np.array([largest for _, largest in lost]))

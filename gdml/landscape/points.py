@@ -1,0 +1,143 @@
+"""Stationary points of the energy: minima and saddle points."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from ase import Atoms, units
+
+from ..dataset import Dataset
+from ..force_field import ForceField
+from ..geometry import internal_basis
+from ..minima import vibrations
+from ..posterior import Uncertainty
+from ..region import Excess
+
+IMAGINARY = 10.0  # cm⁻¹, from which on a mode leads down
+UNKNOWN = "?"  # the name of a minimum that relaxations did not come to
+
+
+class Modes(NamedTuple):
+    """Vibrations at a stationary point, the softest first; rigid motions are left out.
+
+    Attributes
+    ----------
+    frequencies : (q,) array, cm⁻¹
+        Imaginary ones are negative.
+    vectors : (q, N, 3) array
+        Displacements of length one.
+    """
+
+    frequencies: np.ndarray
+    vectors: np.ndarray
+
+    @property
+    def n_imaginary(self) -> int:
+        """Directions that lead down."""
+        return int((self.frequencies < -IMAGINARY).sum())
+
+    @property
+    def zero_point(self) -> float:
+        """Zero-point energy of the modes that do not lead down, eV."""
+        return 0.5 * float(self.frequencies[self.frequencies > 0].sum()) * units.invcm
+
+
+def modes_of(force_field: ForceField, atoms: Atoms) -> Modes:
+    """Vibrations of a force field at a stationary point."""
+    energies, vectors = vibrations(force_field, atoms).get_energies_and_modes()
+    frequencies = (energies.real - np.abs(energies.imag)) / units.invcm
+    basis = internal_basis(torch.tensor(atoms.positions)[None], rotations=not force_field.is_periodic)
+    kept = np.argsort(np.abs(frequencies))[len(frequencies) - basis.shape[2] :]
+    kept = kept[np.argsort(frequencies[kept])]
+    vectors = vectors[kept]
+    return Modes(frequencies[kept], vectors / np.linalg.norm(vectors, axis=(1, 2), keepdims=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """A minimum or a saddle point.
+
+    Attributes
+    ----------
+    name : str
+        M1 is the lowest minimum, S1 the lowest saddle point.
+    atoms : Atoms
+        With energy and forces.
+    energy : float, eV
+    largest : float, eV/Å
+        The largest force on an atom.
+    count : int
+        Relaxations, or searches, that ended there.
+    modes : Modes
+    outside : Excess or None
+        The pair of atoms that is farthest outside of the range of its distances in training.
+    uncertainty : Uncertainty or None
+        Where the force field knows it.
+    is_uncertain : bool
+        Whether its forces are more uncertain than those of nine in ten of the starts.
+    ends : tuple of str or None
+        Of a saddle point, the minima that it leads down to: twice the same for copies of
+        one that a permutation or a mirror exchanges; "?" where relaxations did not converge.
+    """
+
+    name: str
+    atoms: Atoms
+    energy: float
+    largest: float
+    count: int
+    modes: Modes
+    outside: Excess | None
+    uncertainty: Uncertainty | None
+    is_uncertain: bool = False
+    ends: tuple[str, str] | None = None
+
+    @property
+    def mark(self) -> str:
+        """What speaks against it: "outside" of the training region, "uncertain", or nothing."""
+        return "outside" if self.outside is not None else "uncertain" if self.is_uncertain else ""
+
+
+class Astray(NamedTuple):
+    """Starts that came to no minimum.
+
+    Attributes
+    ----------
+    positions : (k, N, 3) array, Å
+        Where they were in the end.
+    largest : (k,) array, eV/Å
+        The largest force on an atom there; not finite where forces failed.
+    """
+
+    positions: np.ndarray
+    largest: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Landscape:
+    """What `explore` found.
+
+    Attributes
+    ----------
+    minima, saddles : list of Point
+        The lowest first.
+    starts : Dataset
+        Where relaxations began.
+    unconverged : Astray
+    """
+
+    minima: list[Point]
+    saddles: list[Point]
+    starts: Dataset
+    unconverged: Astray
+
+    def barriers(self, saddle: Point) -> tuple[float, float]:
+        """Heights of a saddle point over the minima that it leads down to, eV; NaN where these are not known."""
+        below = {point.name: point.energy for point in self.minima}
+        return tuple(saddle.energy - below.get(name, math.nan) for name in saddle.ends or ())
+
+    @property
+    def n_marked(self) -> int:
+        """Minima outside of the training region, or uncertain."""
+        return sum(bool(point.mark) for point in self.minima)

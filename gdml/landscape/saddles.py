@@ -1,0 +1,201 @@
+"""Saddle points, found from many geometries in one batch by following their softest modes."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from ase import Atoms
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from ..errors import DataError
+from ..geometry import internal_basis
+from ..progress import progress_bar
+from .optimisers import OPTIMISERS
+from .relaxation import Batch, check_optimisation, checked_starts, forces_of
+
+LENGTH = 0.01  # Å, between two geometries whose forces' difference is a product with the Hessian
+FIRST, LATER = 12, 3  # improvements of a mode, at the beginning and at each step
+SHORTEST, LONGEST = 0.05, 0.15  # Å, along a mode, of all atoms together; the first where it curves upwards
+TINY = 1e-8  # of a direction that is nothing new
+
+
+class Climbed(NamedTuple):
+    """Where M geometries came to.
+
+    Attributes
+    ----------
+    positions : (M, N, 3) array, Å
+    energy : (M,) array, eV
+        NaN where forces failed.
+    largest : (M,) array, eV/Å
+        The largest force on an atom.
+    converged : (M,) bool array
+        Also that the curvature is negative.
+    steps : (M,) int array
+    modes : (M, N, 3) array
+        The direction of least curvature, normalised.
+    curvature : (M,) array, eV/Å²
+        Along it.
+    """
+
+    positions: np.ndarray
+    energy: np.ndarray
+    largest: np.ndarray
+    converged: np.ndarray
+    steps: np.ndarray
+    modes: np.ndarray
+    curvature: np.ndarray
+
+
+def climb_many(
+    source: object,
+    atoms: Atoms,
+    positions: ArrayLike | Tensor,
+    modes: ArrayLike | Tensor,
+    *,
+    fmax: float = 0.01,
+    max_steps: int = 300,
+    optimiser: str = "lbfgs",
+    device: str = "cpu",
+    progress: bool = False,
+) -> Climbed:
+    r"""Climb to saddle points from many geometries at once, at a fixed cell.
+
+    Each climbs along its mode τ of least curvature C, by the step -(F · τ) / \|C\| of Newton's method for a
+    maximum, and relaxes in all other directions. The mode is improved at each step by differences of forces (dimers).
+
+    Source: L. J. Munro, D. J. Wales, Phys. Rev. B 59, 3969 (1999), hybrid eigenvector-following;
+    G. Henkelman, H. Jónsson, J. Chem. Phys. 111, 7010 (1999), dimers. The mode is found as in
+    A. V. Knyazev, SIAM J. Sci. Comput. 23, 517 (2001).
+
+    Parameters
+    ----------
+    source : ForceField, callable or ASE calculator
+        Of forces; as `gdml.dynamics.forces.batched` takes it.
+    atoms : Atoms
+        Which atoms, their cell and what is periodic; their positions are not used.
+    positions : (M, N, 3) array or tensor, Å
+    modes : (M, N, 3) array or tensor
+        Guesses of modes, of any length. Up a slope, it is along them.
+    fmax, max_steps, optimiser, device, progress
+        As of `relax_many`.
+
+    Returns
+    -------
+    Climbed
+        Those that have not converged are marked; it is no error.
+
+    Raises
+    ------
+    DataError, ModelMismatchError
+        As `relax_many`, and for modes of another shape, or zero.
+    """
+    start = checked_starts(atoms, positions, device)
+    check_optimisation(fmax, max_steps, optimiser)
+    given = torch.as_tensor(modes, dtype=torch.float64, device=device).clone()
+    if given.shape != start.shape or not bool((_norms(given.flatten(1)) > 0).all()):
+        raise DataError(f"modes must be {tuple(start.shape)} as positions, and not zero")
+    batch = Batch(start, OPTIMISERS[optimiser](start))
+    climber = _Climber(forces_of(source, atoms), not atoms.pbc.any(), given.flatten(1))
+    with progress_bar("climbing", progress) as bar:
+        for step in range(max_steps + 1):
+            energy, forces = climber.forces(batch.current)
+            climber.look(batch.here, batch.current, forces, LATER if step else FIRST)
+            done = batch.note(energy, forces, fmax, step, climber.curvature[batch.here] < 0)
+            if bar:
+                bar(int(len(start) - (~done).sum()), len(start), f"step {step}")
+            if bool(done.all()) or step == max_steps:
+                break
+            batch.move(*climber.split(batch.here, forces))
+    curvature = climber.curvature.cpu().numpy()
+    return Climbed(*batch.result(), climber.modes.view_as(start).cpu().numpy(), curvature)
+
+
+class _Climber:
+    """The modes (M, 3N) of least curvature of geometries, and steps along them."""
+
+    def __init__(self, forces, rotations: bool, modes: Tensor):
+        self.forces, self.rotations, self.modes = forces, rotations, modes
+        self.uphill = modes / _norms(modes)  # as given, with the sign in which a mode leads up
+        self.curvature = torch.full_like(modes[:, 0], torch.nan)
+
+    def look(self, here: Tensor, positions: Tensor, forces: Tensor, repeats: int) -> None:
+        """Improve modes of some geometries, at the positions where they are now."""
+        inner = internal_basis(positions, self.rotations)
+
+        def inside(v: Tensor) -> Tensor:
+            return (inner @ (inner.mT @ v[..., None]))[..., 0]
+
+        def product(v: Tensor) -> Tensor:
+            moved = self.forces(positions + LENGTH * v.view_as(positions))[1]
+            return inside((forces - moved).flatten(1) / LENGTH)
+
+        mode = inside(self.modes[here])
+        mode, curvature = softest_mode(product, mode / _norms(mode), repeats)
+        turned = (mode * self.modes[here]).sum(1, keepdim=True) < 0
+        self.modes[here], self.curvature[here] = torch.where(turned, -mode, mode), curvature
+
+    def split(self, here: Tensor, forces: Tensor) -> tuple[Tensor, Tensor]:
+        """Forces across the modes, and displacements along them."""
+        modes, curvature = self.modes[here], self.curvature[here]
+        along = (forces.flatten(1) * modes).sum(1)
+        size = (along / curvature).abs()
+        climbing = curvature > 0
+        size = torch.where(climbing, size.clamp_min(SHORTEST), size).clamp_max(LONGEST)
+        # Uphill, or where the slope is nothing, on in the direction of the mode.
+        sign = torch.where(along.abs() > TINY, -along.sign(), 1.0)
+        step = ((sign * size)[:, None] * modes).view_as(forces)
+        return forces - (along[:, None] * modes).view_as(forces), step
+
+
+def softest_mode(product, mode: Tensor, repeats: int) -> tuple[Tensor, Tensor]:
+    """Directions (M, n) of least curvature, and the curvatures (M,), improved from guesses of length one.
+
+    Each time the best of the plane, or space, of the guess, its residual and the last change.
+
+    Parameters
+    ----------
+    product : callable((M, n)) -> (M, n)
+        Products with the Hessians.
+    """
+    image = product(mode)
+    change, change_image = torch.zeros_like(mode), torch.zeros_like(mode)
+    for _ in range(repeats):
+        residual = image - (mode * image).sum(1, keepdim=True) * mode
+        basis, images = [mode], [image]
+        for vector, its_image in ((residual, None), (change, change_image)):
+            vector, its_image = _orthogonal(vector, its_image, basis, images)
+            basis.append(vector)
+            images.append(product(vector) if its_image is None else its_image)
+        weights = _lowest(torch.stack(basis, 2), torch.stack(images, 2))
+        change, change_image = (sum(w[:, None] * v for w, v in zip(weights.T[1:], of[1:])) for of in (basis, images))
+        mode, image = weights[:, :1] * mode + change, weights[:, :1] * image + change_image
+    return mode, (mode * image).sum(1)
+
+
+def _orthogonal(vector: Tensor, image: Tensor | None, basis: list[Tensor], images: list[Tensor]):
+    """What of a vector (M, n) is new, of length one, or zero where nothing is; and of its image."""
+    before = _norms(vector)
+    for own, its_image in zip(basis, images):
+        part = (own * vector).sum(1, keepdim=True)
+        vector = vector - part * own
+        image = None if image is None else image - part * its_image
+    size = _norms(vector)
+    factor = torch.where(size > TINY * before.clamp_min(TINY), 1 / size, 0.0)
+    return factor * vector, None if image is None else factor * image
+
+
+def _lowest(basis: Tensor, images: Tensor) -> Tensor:
+    """Weights (M, k) of orthonormal directions (M, n, k), some zero, in the eigenvector of least curvature."""
+    matrix = basis.mT @ images
+    matrix = 0.5 * (matrix + matrix.mT)
+    missing = basis.square().sum(1) < 0.5
+    largest = matrix.diagonal(dim1=1, dim2=2).abs().amax(1) + 1.0
+    matrix = matrix + torch.diag_embed(torch.where(missing, 10 * largest[:, None], 0.0))
+    weights = torch.linalg.eigh(matrix)[1][:, :, 0]
+    return torch.where(weights[:, :1] < 0, -weights, weights)
+
+
+def _norms(vectors: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
