@@ -39,7 +39,9 @@ benchmarks: setup
 	$(BIN)/python benchmarks/processes.py
 	$(BIN)/python benchmarks/descriptors.py
 	$(BIN)/python benchmarks/few_geometries.py
+	$(BIN)/python benchmarks/states.py
 	$(BIN)/python benchmarks/coarse.py
+	$(BIN)/python benchmarks/landscape.py
 	$(BIN)/python benchmarks/tables.py
 	$(BIN)/python benchmarks/figures.py
 

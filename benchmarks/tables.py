@@ -659,6 +659,50 @@ def _times(factor: float) -> str:
 
 
 # Each table, and the result that it is of.
+def landscape_ethanol(result: dict) -> list[list[str]]:
+    """Points of ethanol, of the model and of the reference."""
+    rows = [["", "", "C-C-O-H", "found", "model", "±", "reference", "barriers", "reference", "shift (Å)"]]
+    points = result["ethanol"]["points"]
+    for name, point in points.items():
+        heights = ("barriers", "reference_barriers")
+        rows.append(
+            [
+                name,
+                _kind_of(name, points),
+                f"{point['torsion']:.0f}°",
+                str(point["count"]),
+                *(f"{point[key]:.1f}" for key in ("energy", "deviation", "reference")),
+                *(", ".join(f"{h:.1f}" for h in sorted(set(point[key]))) for key in heights),
+                f"{point['moved']:.3f}",
+            ]
+        )
+    return rows
+
+
+def _kind_of(name: str, points: dict) -> str:
+    """Which turn a saddle point is: at that of the methyl group, the hydroxyl group stands as in a minimum."""
+    point = points[name]
+    if not point["ends"]:
+        return "gauche" if point["torsion"] < 120 else "trans"
+    ends = [points[end]["torsion"] for end in point["ends"]]
+    is_methyl = min(abs(point["torsion"] - angle) for angle in ends) < 20
+    return f"{' to '.join(point['ends'])}, turn of {'CH3' if is_methyl else 'OH'}"
+
+
+def landscape_relaxations(result: dict) -> list[list[str]]:
+    rows = [["", "training", "distinct minima", "marked", "not converged", "in a batch (1/s)", "ASE (1/s)", "faster"]]
+    for name, run in result["relaxations"].items():
+        rows.append(
+            [
+                name,
+                *(str(run[key]) for key in ("n_train", "minima", "marked", "unconverged")),
+                *(f"{run[key]:.3g}" for key in ("batch_per_s", "ase_per_s")),
+                _times(run["faster"]),
+            ]
+        )
+    return rows
+
+
 TABLES = {
     "against_sgdml": (against_sgdml, "against_sgdml"),
     "symmetry_choice": (symmetry_choice, "symmetry_choice"),
@@ -703,6 +747,8 @@ TABLES = {
     "coarse_reference": (coarse_reference, "coarse"),
     "coarse_training": (coarse_training, "coarse"),
     "coarse_speed": (coarse_speed, "coarse"),
+    "landscape_ethanol": (landscape_ethanol, "landscape"),
+    "landscape_relaxations": (landscape_relaxations, "landscape"),
     "vibrations": (vibrations, "descriptors"),
     "processes_training": (processes_training, "processes"),
     "processes_large": (processes_large, "processes"),

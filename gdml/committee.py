@@ -13,6 +13,7 @@ Source: Seung, Opper and Sompolinsky, Query by committee, COLT (1992); the calib
 Willatt, Langovoy and Ceriotti, J. Chem. Theory Comput. 15, 906 (2019).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,6 +46,9 @@ class Committee:
         s of forces, and of energies.
     calibration : str
         How that was found.
+    usual : float, eV/Å
+        Deviation of forces, root mean square, that nine in ten training geometries do not have, each judged by
+        members that do not know it.
     """
 
     kernel: RadialKernel
@@ -55,10 +59,11 @@ class Committee:
     scale: float = 1.0
     energy_scale: float = 1.0
     calibration: str = "none"
+    usual: float = math.inf
 
     def recipe(self) -> dict[str, object]:
         """What a file needs besides arrays."""
-        names = "scale", "energy_scale", "calibration"
+        names = "scale", "energy_scale", "calibration", "usual"
         return {"kind": "committee"} | {name: getattr(self, name) for name in names}
 
     def arrays(self) -> dict[str, Tensor]:

@@ -71,7 +71,7 @@ def relax(force_field: ForceField, atoms: Atoms, *, fmax: float = 1e-4, max_step
         method="trust-exact",
         options={"gtol": fmax, "maxiter": max_steps, "initial_trust_radius": MAX_STEP, "max_trust_radius": 1.0},
     )
-    positions, largest = polished(force_field, found.x.reshape(-1, 3), cell, fmax)
+    positions, largest = _polished(force_field, found.x.reshape(-1, 3), cell, fmax)
     if largest > fmax:
         raise ConvergenceError(
             f"after {found.nit} steps the largest force is {largest:.2g} eV/Å, and fmax={fmax:g}; start nearer to a "
@@ -95,24 +95,10 @@ def _check(force_field: ForceField, atoms: Atoms) -> None:
         )
 
 
-def polished(force_field: ForceField, r: np.ndarray, cell: np.ndarray | None, fmax: float) -> tuple[np.ndarray, float]:
-    """Newton steps to the stationary point nearby, be it a minimum or a saddle, as long as forces get smaller.
+def _polished(force_field: ForceField, r: np.ndarray, cell: np.ndarray | None, fmax: float) -> tuple[np.ndarray, float]:
+    """Positions after Newton steps that make forces smaller, and the largest force.
 
     Where energies differ by less than their rounding errors, forces still tell the way.
-
-    Parameters
-    ----------
-    force_field : ForceField
-    r : (N, 3) array, Å
-    cell : (3, 3) array, Å, or None
-    fmax : float
-        Of the largest force on an atom, at which it ends, eV/Å.
-
-    Returns
-    -------
-    positions : (N, 3) array, Å
-    largest : float
-        The largest force there, eV/Å.
     """
     forces = force_field.predict(r, cell).forces
     while (largest := float(np.linalg.norm(forces, axis=1).max())) > fmax:

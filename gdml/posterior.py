@@ -16,6 +16,7 @@ variance *given these alone*: before scaling, an upper bound of the posterior va
 Source: Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), sections 2.2 and 5.4.2.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -71,6 +72,8 @@ class Posterior:
         s of forces, and of energies.
     calibration : str
         How that was found.
+    usual : float, eV/Å
+        Deviation of forces, root mean square, that nine in ten of these geometries do not have, each left out.
     inverse_factor : (kL, kL) tensor, optional
         Of the labels' covariance with the noise, where it is known.
     """
@@ -85,11 +88,12 @@ class Posterior:
     scale: float = 1.0
     energy_scale: float = 1.0
     calibration: str = "none"
+    usual: float = math.inf
     inverse_factor: Tensor | None = None
 
     def recipe(self) -> dict[str, object]:
         """What a file needs besides arrays."""
-        names = "noise", "is_exact", "scale", "energy_scale", "calibration"
+        names = "noise", "is_exact", "scale", "energy_scale", "calibration", "usual"
         return {"kind": "posterior"} | {name: getattr(self, name) for name in names}
 
     def arrays(self) -> dict[str, Tensor]:
@@ -238,6 +242,11 @@ def bordered(inverse: Tensor, cross: Tensor, corner: Tensor) -> Tensor:
     result[n:, n:] = own
     result[n:, :n] = -own @ (below @ inverse)
     return result
+
+
+def usual_of(deviations: np.ndarray) -> float:
+    """The root mean square that nine in ten geometries' deviations (M, 3N) do not exceed."""
+    return float(np.quantile(np.sqrt((deviations**2).mean(1)), 0.9))
 
 
 def scale_of(errors: np.ndarray, deviations: np.ndarray) -> float:

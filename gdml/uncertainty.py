@@ -17,7 +17,7 @@ from .metrics import predict
 from .operators import Labels
 from .plan import Plan, solve_plan
 from .pool import farthest
-from .posterior import MOST_UNKNOWNS, NORMAL_90, Posterior, scale_of
+from .posterior import MOST_UNKNOWNS, NORMAL_90, Posterior, scale_of, usual_of
 from .progress import progress_bar
 from .solution import ForceMonitor, Method
 
@@ -154,7 +154,13 @@ def _scaled_by_others(committee: Committee, force_field: ForceField, dataset: Da
         errors.append(-slopes.mean(0).numpy() - forces.ravel())
         deviations.append(spread(others)[1].numpy())
     scale = scale_of(np.array(errors), np.array(deviations))
-    return replace(committee, scale=scale, energy_scale=scale, calibration=f"other halves of {len(dataset)} geometries")
+    return replace(
+        committee,
+        scale=scale,
+        energy_scale=scale,
+        calibration=f"other halves of {len(dataset)} geometries",
+        usual=usual_of(scale * np.array(deviations)),
+    )
 
 
 def _features(force_field: ForceField, dataset: Dataset) -> Features:
@@ -189,22 +195,25 @@ def scaled_by_left_out(posterior: Posterior, labels: Labels) -> Posterior:
     errors = torch.einsum("kir,kr->ki", labels.basis, residuals[:, first:])
     inner = covariances[:, first:, first:]
     variances = torch.einsum("kir,krs,kis->ki", labels.basis, inner, labels.basis)
-    scale = scale_of(errors.numpy(), variances.clamp(min=0.0).sqrt().numpy())
-    calibration = f"leave-one-out of {len(residuals)} geometries"
-    return replace(posterior, scale=scale, energy_scale=scale, calibration=calibration)
+    deviations = variances.clamp(min=0.0).sqrt().numpy()
+    scale = scale_of(errors.numpy(), deviations)
+    calibration, usual = f"leave-one-out of {len(residuals)} geometries", usual_of(scale * deviations)
+    return replace(posterior, scale=scale, energy_scale=scale, calibration=calibration, usual=usual)
 
 
 def _scaled_by(force_field: ForceField, held_out: Dataset) -> ForceField:
     reference, prediction = held_out.require_forces(), predict(force_field, held_out)
     before = force_field.error_model
     found = force_field.uncertainty(held_out.positions, held_out.periodic_cell)
-    scale = before.scale * scale_of(prediction.forces - reference, found.forces)
+    change = scale_of(prediction.forces - reference, found.forces)
+    scale = change * before.scale
     energy_scale = scale
     if held_out.energy is not None and len(held_out) >= FEWEST_ENERGIES:
         errors = prediction.energy - held_out.energy
         energy_scale = before.energy_scale * scale_of(errors - errors.mean(), found.energy)
     calibration = f"{len(held_out)} held-out geometries"
-    calibrated = replace(before, scale=scale, energy_scale=energy_scale, calibration=calibration)
+    scales = {"scale": scale, "energy_scale": energy_scale, "usual": change * before.usual}
+    calibrated = replace(before, calibration=calibration, **scales)
     return replace(force_field, error_model=calibrated)
 
 

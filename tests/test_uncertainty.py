@@ -286,3 +286,22 @@ def test_committees_that_cannot_be(frames, force_field, options, message):
 def test_a_committee_of_too_few_geometries(frames):
     with pytest.raises(FitError, match="6 geometries"):
         gdml.with_uncertainty(gdml.fit(frames[:4], length_scale=20.0), frames[:4], kind="committee")
+
+
+@pytest.mark.filterwarnings("ignore:energies disagree")
+@pytest.mark.parametrize("kind", ["posterior", "committee"])
+def test_what_is_usual(frames, kind):
+    """Nine in ten training geometries, judged by what does not know them, are no less certain."""
+    training, options = frames[:12], {"length_scale": 20.0, "noise": 1e-8, "descriptor": "inverse-distances"}
+    found = gdml.with_uncertainty(gdml.fit(training, **options), training, kind=kind).error_model
+    if kind == "committee":
+        assert 0 < found.usual < np.inf
+        return
+    spreads = []
+    for k in range(12):
+        others = training[np.delete(np.arange(12), k)]
+        alone = gdml.with_uncertainty(gdml.fit(others, symmetry=gdml.molecular_group(training), **options), others)
+        forces = alone.uncertainty(training.positions[k]).forces * (found.scale / alone.error_model.scale)
+        spreads.append(np.sqrt((forces**2).mean()))
+    # Predictions also know the mean energy of training, which takes away a few percent.
+    assert np.quantile(spreads, 0.9) < found.usual < 1.05 * np.quantile(spreads, 0.9)

@@ -1,5 +1,6 @@
 """The minima that dynamics reach, and the saddle points between them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,6 @@ from ..dataset import Dataset, read
 from ..dynamics.classical import check_temperatures
 from ..errors import DataError
 from ..force_field import ForceField
-from ..minima import polished
 from ..progress import progress_bar
 from ..sampling import sample
 from .likeness import Likeness
@@ -23,13 +23,11 @@ from .saddles import Climbed, climb_many
 
 TEMPERATURES = (300.0, 600.0, 1000.0)
 WALKERS, SPACING_FS = 32, 100.0  # of the dynamics, so that starts have little in common
-COARSE, FINE = 0.005, 1e-4  # eV/Å, of forces of the batch, and of what is kept of it
-ALIKE, ALIKE_ENERGY = 0.1, 2e-3  # Å and eV, within which geometries of a batch are one point
-SAME, SAME_ENERGY = 0.02, 1e-4  # after Newton steps
+COARSE, FINE = 0.005, 1e-4  # eV/Å, of forces of the batch, and of one of each kind of what it gives
+ALIKE, ALIKE_ENERGY = 0.1, 2e-3  # Å and eV, within which geometries with such forces are of one kind
+SAME, SAME_ENERGY = 0.05, 1e-4  # and with the finer ones
 PUSH = 0.15  # Å, of all atoms together, off a saddle point
 ROUNDS = 3  # of pushing off saddle points where relaxations have ended
-CONFIDENCE = 0.9  # a point is uncertain that is more so than this part of the starts
-JUDGED = 200  # starts whose uncertainty is looked at
 
 
 @dataclass
@@ -46,7 +44,7 @@ class _Search:
     def __post_init__(self):
         self.cell = self.atoms.cell.array if self.force_field.is_periodic else None
         self.likeness = Likeness(self.force_field.group, self.cell, self.force_field.pbc or (False,) * 3)
-        self.options = {"fmax": COARSE, "max_steps": self.max_steps, "optimiser": self.optimiser}
+        self.options = {"max_steps": self.max_steps, "optimiser": self.optimiser}
         self.options |= {"device": str(self.force_field.device), "progress": self.progress}
 
     def relax(self, positions: np.ndarray) -> tuple[list[Point], Astray]:
@@ -55,8 +53,7 @@ class _Search:
         lost: list[tuple[np.ndarray, float]] = []
         counts = np.ones(len(positions), dtype=int)
         for _ in range(ROUNDS):
-            found = relax_many(self.force_field, self.atoms, positions, **self.options)
-            arrived, more = self._points(found, counts)
+            arrived, more = self._points(self._relaxed(positions), counts)
             lost += more
             points += [p for p in arrived if not p.modes.n_imaginary]
             tops = [p for p in arrived if p.modes.n_imaginary]
@@ -67,25 +64,33 @@ class _Search:
             counts = np.concatenate([[p.count, 0] for p in tops])
         else:
             lost += [(p.atoms.positions, p.largest) for p in tops for _ in range(p.count)]
-        return _named(self.merged(points), "M"), _astray(lost, len(self.atoms))
+        return self.named("M", points), _astray(lost, len(self.atoms))
+
+    def _relaxed(self, positions: np.ndarray, fmax: float = COARSE) -> Relaxed:
+        return relax_many(self.force_field, self.atoms, positions, fmax=fmax, **self.options)
 
     def climb(self, positions: np.ndarray, rng: np.random.Generator) -> list[Point]:
         """Saddle points with one direction that leads down."""
-        guesses = rng.normal(size=positions.shape)
-        found = climb_many(self.force_field, self.atoms, positions, guesses, **self.options)
+        found = self._climbed(positions, rng.normal(size=positions.shape))
         points, _ = self._points(found, np.ones(len(positions), dtype=int))
-        return _named(self.merged([p for p in points if p.modes.n_imaginary == 1]), "S")
+        return self.named("S", [p for p in points if p.modes.n_imaginary == 1])
+
+    def _climbed(self, positions: np.ndarray, modes: np.ndarray, fmax: float = COARSE) -> Climbed:
+        return climb_many(self.force_field, self.atoms, positions, modes, fmax=fmax, **self.options)
 
     def connect(self, saddles: list[Point], minima: list[Point]) -> tuple[list[Point], list[Point]]:
         """Saddle points with the names of the minima on both sides, and all minima; some of these may be new."""
         if not saddles:
             return minima, saddles
         sides = np.concatenate([self._pushed(saddle) for saddle in saddles])
-        found = relax_many(self.force_field, self.atoms, sides, **self.options)
+        found = self._relaxed(sides, FINE)
         arrived, _ = self._points(found, np.zeros(len(sides), dtype=int))
-        minima = _named(self.merged(minima + [p for p in arrived if not p.modes.n_imaginary]), "M")
+        minima = self.named("M", minima + [p for p in arrived if not p.modes.n_imaginary])
         names = [self._name_of(r, e, minima) for r, e in zip(found.positions, found.energy)]
-        pairs = [sorted(pair, key=lambda name: (len(name), name)) for pair in zip(names[::2], names[1::2], strict=True)]
+        pairs = [
+            sorted(pair, key=lambda name: (name == UNKNOWN, len(name), name))
+            for pair in zip(names[::2], names[1::2], strict=True)
+        ]
         return minima, [replace(saddle, ends=tuple(pair)) for saddle, pair in zip(saddles, pairs, strict=True)]
 
     def _name_of(self, positions: np.ndarray, energy: float, minima: list[Point]) -> str:
@@ -98,28 +103,35 @@ class _Search:
         return near[int(np.argmin(apart))].name if min(apart) <= ALIKE else UNKNOWN
 
     def _points(self, found: Relaxed | Climbed, counts: np.ndarray) -> tuple[list[Point], list]:
-        """Stationary points where a batch ended, by Newton steps; and where it did not end."""
+        """Stationary points where a batch ended, of each kind one with finer forces; and where it did not end."""
         done = np.flatnonzero(found.converged)
         lost = [(found.positions[k], found.largest[k]) for k in np.flatnonzero(~found.converged) if counts[k]]
+        if not len(done):
+            return [], lost
         groups = self.likeness.groups(found.positions[done], found.energy[done], ALIKE, ALIKE_ENERGY)
-        points = []
+        groups = [done[group] for group in groups]
+        fine, points = self._finer(found, np.array([rows[0] for rows in groups])), []
         with progress_bar("vibrations", self.progress) as bar:
-            for k, rows in enumerate(done[group] for group in groups):
-                r, largest = polished(self.force_field, found.positions[rows[0]], self.cell, FINE)
-                if largest <= FINE:
-                    points.append(self._point(r, largest, int(counts[rows].sum())))
+            for k, count in enumerate(int(counts[rows].sum()) for rows in groups):
+                if fine.converged[k]:
+                    points.append(self._point(fine.positions[k], float(fine.largest[k]), count))
                 else:
-                    lost += [(r, largest)] * int(counts[rows].sum())
+                    lost += [(fine.positions[k], fine.largest[k])] * count
                 if bar:
                     bar(k + 1, len(groups))
         return points, lost
 
+    def _finer(self, found: Relaxed | Climbed, rows: np.ndarray) -> Relaxed | Climbed:
+        if isinstance(found, Climbed):
+            return self._climbed(found.positions[rows], found.modes[rows], FINE)
+        return self._relaxed(found.positions[rows], FINE)
+
     def _point(self, positions: np.ndarray, largest: float, count: int) -> Point:
         force_field, atoms = self.force_field, self.atoms.copy()
         atoms.positions = positions
-        known = force_field.error_model is not None
         energy, forces, _ = force_field.predict(positions, self.cell)
         atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
+        known = force_field.error_model
         return Point(
             name="",
             atoms=atoms,
@@ -128,16 +140,19 @@ class _Search:
             count=count,
             modes=modes_of(force_field, atoms),
             outside=next(iter(force_field.outside(positions, self.cell)), None),
-            uncertainty=force_field.uncertainty(positions, self.cell) if known else None,
+            uncertainty=None if known is None else force_field.uncertainty(positions, self.cell),
+            usual=math.inf if known is None else known.usual,
         )
 
-    def merged(self, points: list[Point]) -> list[Point]:
-        """Without duplicates, whose counts are summed up; the lowest first."""
+    def named(self, letter: str, points: list[Point]) -> list[Point]:
+        """Points with names and without duplicates, whose counts are summed up; lowest first, marked ones last."""
         if not points:
             return []
         positions, energy = np.stack([p.atoms.positions for p in points]), np.array([p.energy for p in points])
         groups = self.likeness.groups(positions, energy, SAME, SAME_ENERGY)
-        return [replace(points[rows[0]], count=sum(points[k].count for k in rows)) for rows in groups]
+        merged = [replace(points[rows[0]], count=sum(points[k].count for k in rows)) for rows in groups]
+        merged.sort(key=lambda point: bool(point.mark))
+        return [replace(point, name=f"{letter}{k + 1}") for k, point in enumerate(merged)]
 
     def _pushed(self, point: Point) -> np.ndarray:
         """Positions (2, N, 3) on both sides of a saddle point."""
@@ -162,8 +177,8 @@ def explore(
 ) -> Landscape:
     """The minima that dynamics at some temperatures reach, and the saddle points between them.
 
-    Snapshots of dynamics are relaxed in one batch. Where they end, Newton steps with the exact Hessian follow, and
-    what is the same but for the order of equal atoms or a mirror is one minimum.
+    Snapshots of dynamics are relaxed in one batch. What is the same at the end but for the order of equal
+    atoms or a mirror is one minimum.
 
     Parameters
     ----------
@@ -222,27 +237,7 @@ def explore(
         rows = rng.permutation(len(starts))[:saddles]
         found = search.climb(starts.positions[rows], rng)
     minima, found = search.connect(found, minima)
-    return Landscape(*_marked(force_field, starts, minima, found), starts, lost)
-
-
-def _named(points: list[Point], letter: str) -> list[Point]:
-    return [replace(point, name=f"{letter}{k + 1}") for k, point in enumerate(points)]
-
-
-def _marked(force_field: ForceField, starts: Dataset, *points: list[Point]) -> list[list[Point]]:
-    """Points with a mark where forces are more uncertain than those of most starts."""
-    if force_field.error_model is None:
-        return list(points)
-    rows = np.linspace(0, len(starts) - 1, min(len(starts), JUDGED)).astype(int)
-    cells = None if starts.periodic_cell is None else np.broadcast_to(starts.periodic_cell, (len(starts), 3, 3))[rows]
-    usual = force_field.uncertainty(starts.positions[rows], cells).forces
-    most = np.quantile(np.sqrt((usual**2).mean((1, 2))), CONFIDENCE)
-    return [[replace(p, is_uncertain=bool(_spread(p) > most)) for p in some] for some in points]
-
-
-def _spread(point: Point) -> float:
-    """Root mean square of the standard deviations of forces, eV/Å."""
-    return float(np.sqrt((point.uncertainty.forces**2).mean()))
+    return Landscape(minima, found, starts, lost)
 
 
 def _astray(lost: list[tuple[np.ndarray, float]], n_atoms: int) -> Astray:

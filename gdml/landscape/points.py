@@ -62,7 +62,7 @@ class Point:
     Attributes
     ----------
     name : str
-        M1 is the lowest minimum, S1 the lowest saddle point.
+        M1 is the lowest minimum without a mark, S1 the lowest saddle point.
     atoms : Atoms
         With energy and forces.
     energy : float, eV
@@ -75,8 +75,8 @@ class Point:
         The pair of atoms that is farthest outside of the range of its distances in training.
     uncertainty : Uncertainty or None
         Where the force field knows it.
-    is_uncertain : bool
-        Whether its forces are more uncertain than those of nine in ten of the starts.
+    usual : float, eV/Å
+        Up to which forces (root mean square) are as certain as those of training geometries; see `mark`.
     ends : tuple of str or None
         Of a saddle point, the minima that it leads down to: twice the same for copies of
         one that a permutation or a mirror exchanges; "?" where relaxations did not converge.
@@ -90,13 +90,23 @@ class Point:
     modes: Modes
     outside: Excess | None
     uncertainty: Uncertainty | None
-    is_uncertain: bool = False
+    usual: float = math.inf
     ends: tuple[str, str] | None = None
 
     @property
     def mark(self) -> str:
-        """What speaks against it: "outside" of the training region, "uncertain", or nothing."""
-        return "outside" if self.outside is not None else "uncertain" if self.is_uncertain else ""
+        """What speaks against it: "outside" of the training region, "uncertain", or nothing.
+
+        Uncertain are forces more so than those of nine in ten of the training geometries, when left out.
+        """
+        if self.outside is not None:
+            return "outside"
+        return "uncertain" if self.deviation > self.usual else ""
+
+    @property
+    def deviation(self) -> float:
+        """Root mean square of the standard deviations of the forces, eV/Å; NaN where they are not known."""
+        return math.nan if self.uncertainty is None else float(np.sqrt((self.uncertainty.forces**2).mean()))
 
 
 class Astray(NamedTuple):
@@ -121,7 +131,7 @@ class Landscape:
     Attributes
     ----------
     minima, saddles : list of Point
-        The lowest first.
+        The lowest first, marked ones at the end.
     starts : Dataset
         Where relaxations began.
     unconverged : Astray

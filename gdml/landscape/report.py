@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import ase.io
-import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
@@ -23,7 +22,7 @@ class Row(NamedTuple):
     ----------
     name : str
     energy : float
-        Over the lowest minimum.
+        Over the lowest minimum without a mark.
     zero_point : float
         Energy of the vibrations that do not lead down.
     softest : float
@@ -67,7 +66,7 @@ def _row(point: Point, lowest: float, barriers: tuple[float, ...]) -> Row:
         softest=float(frequencies[0]) if len(frequencies) else math.nan,
         count=point.count,
         energy_deviation=math.nan if known is None else MEV * float(known.energy),
-        forces_deviation=math.nan if known is None else MEV * float(np.sqrt((known.forces**2).mean())),
+        forces_deviation=MEV * point.deviation,
         ends=" ".join(point.ends or ()),
         barriers=" ".join(f"{MEV * height:.1f}" for height in barriers),
         mark=point.mark,
