@@ -82,8 +82,8 @@ def describe(field: StatesForceField) -> str:
 
 
 def _judge(field: StatesForceField, data: dict[State, Dataset]) -> None:
-    for state, held in data.items():
-        print(f"state {state}: {evaluate(field.at(state), held)}")
+    for state, metrics in evaluate(field, data).items():
+        print(f"state {state}: {metrics}")
 
 
 def test_states(field: StatesForceField, options: argparse.Namespace) -> None:
@@ -92,7 +92,6 @@ def test_states(field: StatesForceField, options: argparse.Namespace) -> None:
         field.at(None)  # which says what to do
     data = read_data_of_states(options)
     if options.json:
-        found = {str(state): evaluate(field.at(state), dataset).to_dict() for state, dataset in data.items()}
-        print(json.dumps(found))
+        print(json.dumps({str(state): metrics.to_dict() for state, metrics in evaluate(field, data).items()}))
     else:
         _judge(field, data)

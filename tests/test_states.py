@@ -1,6 +1,8 @@
 """Several states in one model: against dense matrices, separate models, finite differences, and what cannot be."""
 
+import copy
 import json
+import pickle
 import zipfile
 from dataclasses import replace
 
@@ -23,6 +25,7 @@ from gdml.processes import Shares, Team
 from gdml.states.couplings import START, Evidence, check_couplings, couplings_at
 from gdml.states.operator import StatesOperator
 from gdml.states.training import _shares
+from gdml.uncertainty import coverage
 
 OPTIONS = {"length_scale": 8.0, "noise": 1e-10, "descriptor": "inverse-distances"}
 COUPLINGS = np.array([[1.0, 0.6], [0.6, 0.7]])
@@ -386,6 +389,45 @@ def test_calculator(field, others, tmp_path):
         gdml.GDMLCalculator(field)
     with pytest.raises(ModelMismatchError, match="knows no states, and the state 'excited' was asked for"):
         gdml.GDMLCalculator(field.at("ground"), state="excited")
+
+
+def test_errors_of_all_states(field, data):
+    others = {state: water(10, state, 3) for state in data}
+    found = gdml.evaluate(field, others)
+    assert found == {state: gdml.evaluate(field.at(state), dataset) for state, dataset in others.items()}
+    assert list(gdml.evaluate(field, {"excited": others["excited"]})) == ["excited"]
+    with pytest.raises(ModelMismatchError, match="'triplet' was not in the training data"):
+        gdml.evaluate(field, {"triplet": others["ground"]})
+    with pytest.raises(ModelMismatchError, match="knows no states"):
+        gdml.evaluate(field.at("ground"), others)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda field, dataset, atoms: gdml.evaluate(field, dataset),
+        lambda field, dataset, atoms: coverage(field, dataset),
+        lambda field, dataset, atoms: gdml.contributions(field, dataset.positions),
+        lambda field, dataset, atoms: gdml.relax(field, atoms),
+        lambda field, dataset, atoms: gdml.vibrations(field, atoms),
+        lambda field, dataset, atoms: gdml.distill(field, dataset, 20),
+        lambda field, dataset, atoms: gdml.dynamics.run_md(field, atoms, steps=1, temperature_K=300),
+        lambda field, dataset, atoms: gdml.dynamics.run_pimd(field, atoms, n_beads=2, steps=1, temperature_K=300),
+        lambda field, dataset, atoms: field.hessian(atoms.positions),
+        lambda field, dataset, atoms: field.outside(atoms.positions),
+    ],
+)
+def test_what_is_for_one_state_says_so(field, data, use):
+    with pytest.raises(ModelMismatchError, match=r"knows the states 'ground', 'excited'; .*\.at\(state\)"):
+        use(field, data["ground"], data["ground"].to_atoms()[0])
+
+
+def test_it_stays_an_ordinary_object(field):
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = field.nonsense
+    fresh = replace(field, shared=replace(field.shared))  # without functions that it keeps once it has predicted
+    for again in (copy.deepcopy(fresh), pickle.loads(pickle.dumps(fresh))):
+        np.testing.assert_array_equal(again.couplings, field.couplings)
 
 
 def test_unknown_state_is_refused(field):

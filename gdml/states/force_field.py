@@ -81,7 +81,9 @@ class StatesForceField:
         details = {"gap": [str(self.states[low]), str(self.states[up])]}
         return alone._combined(self.couplings[up] - self.couplings[low], self.offsets[up] - self.offsets[low], details)
 
-    def predict(self, positions: ArrayLike, cell: ArrayLike | None = None) -> dict[State, Prediction]:
+    def predict(
+        self, positions: ArrayLike, cell: ArrayLike | None = None, stress: bool = False
+    ) -> dict[State, Prediction]:
         """Energies and forces of one geometry or of a batch, in all states; as `ForceField.predict`.
 
         Raises
@@ -89,7 +91,7 @@ class StatesForceField:
         DataError, BaselineError, MissingExtraError
             As there.
         """
-        return {state: field.predict(positions, cell) for state, field in zip(self.states, self._fields)}
+        return {state: field.predict(positions, cell, stress) for state, field in zip(self.states, self._fields)}
 
     @cached_property
     def _fields(self) -> list[ForceField]:
@@ -113,7 +115,10 @@ class StatesForceField:
 
     def _place(self, state: State | None) -> int:
         if state is None:
-            raise ModelMismatchError(f"this force field knows the states {name_states(self.states)}; say which")
+            raise ModelMismatchError(
+                f"this force field knows the states {name_states(self.states)}; say which, by .at(state), state= or "
+                "--state"
+            )
         state = plain(state)
         if state not in self.states:
             raise ModelMismatchError(
@@ -131,6 +136,15 @@ class StatesForceField:
         """
         found = [state for state in self.states if str(state) == text]
         return found[0] if found else self.states[self._place(text)]
+
+    def __getattr__(self, name: str) -> Any:
+        """Raise `ModelMismatchError` for what one state has and all do not, as functions of a force field ask for."""
+        if hasattr(ForceField, name) or name in ForceField.__dataclass_fields__:
+            raise ModelMismatchError(
+                f"this force field knows the states {name_states(self.states)}; {name!r} is for one of them: take "
+                ".at(state), or .gap(lower, upper)"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def to(self, *args, **kwargs) -> "StatesForceField":
         """The same, evaluated elsewhere or in another precision; as `ForceField.to`."""
