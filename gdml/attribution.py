@@ -71,7 +71,7 @@ class Contributions(NamedTuple):
         """Write the geometries for chemiscope, a viewer in the browser, with atoms coloured by their contributions.
 
         Structures have the properties ``energy`` (eV, over that of the reference) and ``frame``, atoms
-        ``contribution`` (eV), ``atom`` (its place) and ``element``.
+        ``contribution`` (eV), ``atom`` (its place) and ``symbol``.
 
         Parameters
         ----------
@@ -90,13 +90,15 @@ class Contributions(NamedTuple):
         path = check_viewer(path)
         import chemiscope
 
+        most = float(np.abs(self.atoms).max())
+        colour = {"property": "contribution", "palette": "bwr", "min": -most, "max": most}
         settings = chemiscope.quick_settings(
             x="atom",
             y="contribution",
-            map_color="contribution",
-            structure_color="contribution",
-            symbol="element",
+            symbol="symbol",
             target="atom",
+            map_settings={"color": colour},
+            structure_settings={"color": colour, "environments": {"activated": False}, "supercell": [1, 1, 1]},
             periodic=bool(frames[0].pbc.any()),
         )
         with whole_file(path) as partial:
@@ -120,7 +122,7 @@ def _properties(found: Contributions, frames: list[Atoms]) -> dict[str, dict]:
         "frame": {"target": "structure", "values": np.arange(len(frames))},
         "contribution": {"target": "atom", "values": found.atoms.ravel(), **contribution},
         "atom": {"target": "atom", "values": np.indices(found.atoms.shape)[1].ravel()},
-        "element": {"target": "atom", "values": symbols},
+        "symbol": {"target": "atom", "values": symbols},
     }
 
 

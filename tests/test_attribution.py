@@ -139,10 +139,10 @@ def test_a_file_for_the_viewer(force_field, frames, tmp_path, ending):
         assert (properties[name]["target"], properties[name]["units"]) == (target, "eV")
         np.testing.assert_allclose(properties[name]["values"], expected, atol=1e-6)
     # The values of atoms are in the order of the environments.
-    own = properties["atom"]["values"], properties["element"]["values"]
-    for environment, atom, element in zip(content["environments"], *own, strict=True):
+    own = properties["atom"]["values"], properties["symbol"]["values"]
+    for environment, atom, symbol in zip(content["environments"], *own, strict=True):
         assert environment["center"] == atom
-        assert content["structures"][environment["structure"]]["names"][int(atom)] == element
+        assert content["structures"][environment["structure"]]["names"][int(atom)] == symbol
     with pytest.raises(OutputError, match=r"ends in \.json or \.json\.gz"):
         found.write_viewer(frames[:4].to_atoms(), tmp_path / "viewer.html")
 
