@@ -32,6 +32,7 @@ from .solvers import cholesky_factor
 from .symmetry import Action, Environments
 
 NORMAL_90 = 1.6449  # nine tenths of normal errors are within so many standard deviations
+EXACT = 1e-6  # of the largest standard deviation; smaller ones are of what symmetry says
 MOST_UNKNOWNS = 1500  # labels that variances are taken from: their square is what one geometry costs
 
 
@@ -259,5 +260,11 @@ def bordered(inverse: Tensor, cross: Tensor, corner: Tensor) -> Tensor:
 
 
 def scale_of(errors: np.ndarray, deviations: np.ndarray) -> float:
-    """The factor with which nine tenths of the errors are within 1.645 deviations."""
-    return float(np.quantile(np.abs(errors) / np.maximum(deviations, 1e-300), 0.9)) / NORMAL_90
+    """The factor with which nine tenths of the errors, of what is not known exactly, are within 1.645 deviations."""
+    open_ones = not_exact(deviations)
+    return float(np.quantile(np.abs(errors[open_ones]) / np.maximum(deviations[open_ones], 1e-300), 0.9)) / NORMAL_90
+
+
+def not_exact(deviations: np.ndarray) -> np.ndarray:
+    """Which are of something that symmetry leaves open, unlike forces out of the plane of a planar molecule."""
+    return deviations >= EXACT * deviations.max()

@@ -18,7 +18,7 @@ from .metrics import predict
 from .operators import Labels
 from .plan import Plan, solve_plan
 from .pool import farthest
-from .posterior import MOST_UNKNOWNS, NORMAL_90, Posterior, scale_of
+from .posterior import MOST_UNKNOWNS, NORMAL_90, Posterior, not_exact, scale_of
 from .progress import progress_bar
 from .solution import ForceMonitor, Method
 from .states.data import states_of
@@ -286,6 +286,8 @@ def _scaled_by(before: Posterior | Committee, pairs: list[tuple[ForceField, Data
 def coverage(force_field: ForceField, dataset: Dataset, levels: ArrayLike = 0.9) -> np.ndarray:
     """Fractions of the components of forces that are within intervals that should hold given fractions.
 
+    Components that symmetry says, as out of the plane of a planar molecule, do not count.
+
     Parameters
     ----------
     force_field : ForceField
@@ -300,7 +302,8 @@ def coverage(force_field: ForceField, dataset: Dataset, levels: ArrayLike = 0.9)
     (levels,) array
     """
     errors = np.abs(predict(force_field, dataset).forces - dataset.require_forces())
-    ratio = errors / np.maximum(force_field.uncertainty(dataset.positions, dataset.periodic_cell).forces, 1e-300)
+    deviations = force_field.uncertainty(dataset.positions, dataset.periodic_cell).forces
+    ratio = (errors / np.maximum(deviations, 1e-300))[not_exact(deviations)]
     return np.array([float((ratio <= quantile_of(level)).mean()) for level in np.atleast_1d(levels)])
 
 

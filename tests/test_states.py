@@ -429,7 +429,6 @@ def test_uncertainty_of_gaps_knows_what_states_have_in_common(data, others):
 
 def test_coverage_of_states_and_gaps(sure):
     assert sure.shared.error_model.calibration == "40 held-out geometries"
-    errors, deviations = [], []
     for state in sure.states:
         test = water(40, state, 7)
         assert 0.8 < coverage(sure.at(state), test)[0] < 0.98

@@ -148,6 +148,18 @@ def test_scale():
     assert scale_of(errors, np.ones(20_000)) == pytest.approx(3.0, rel=0.02)
 
 
+def test_what_symmetry_says_is_not_judged():
+    """Forces out of the plane of a planar molecule are known to be zero, and say nothing of the scale."""
+    rng = np.random.default_rng(0)
+    errors, deviations = rng.normal(size=(200, 3, 3)), np.ones((200, 3, 3))
+    expected = scale_of(errors[..., :2], deviations[..., :2])
+    errors[..., 2] = deviations[..., 2] = 0.0
+    assert scale_of(errors, deviations) == expected
+    deviations[..., 2] = 1e-9
+    assert scale_of(errors, deviations) == expected
+    assert scale_of(errors[..., 2], deviations[..., 2]) == 0.0
+
+
 def test_what_cannot_be_done_is_said(frames, force_field):
     with pytest.raises(FitError, match="knows no uncertainty"):
         force_field.uncertainty(frames.positions[0])
