@@ -98,7 +98,7 @@ def with_uncertainty(
 
 
 def _check_known(force_field: ForceField | StatesForceField, found: str) -> None:
-    if force_field.details.get("fingerprint", found) != found:
+    if (force_field.details.get("fingerprint") or found) != found:
         raise DataError("these are not the geometries and labels that the force field was trained on")
 
 
@@ -127,10 +127,10 @@ def _of_states(
     def with_errors(model: Posterior) -> StatesForceField:
         return replace(field, shared=replace(field.shared, error_model=model))
 
+    sure = with_errors(posterior)
     if held_out is None:
-        return with_errors(posterior)
-    first = with_errors(posterior)
-    return with_errors(_scaled_by(posterior, [(first.at(state), dataset) for state, dataset in held_out.items()]))
+        return sure
+    return with_errors(_scaled_by(posterior, [(sure.at(state), dataset) for state, dataset in held_out.items()]))
 
 
 def _chosen_of_states(field: StatesForceField, together: Together, most_unknowns: int) -> np.ndarray:

@@ -307,6 +307,7 @@ def test_three_states_without_energies_of_one():
     assert found.at("c").energies_are_relative and not found.at("a").energies_are_relative
     assert found.gap("a", "c").energies_are_relative and not found.gap("a", "b").energies_are_relative
     assert found.at("c").offset == 0.0
+    assert (gdml.with_uncertainty(found, data).gap("a", "c").uncertainty(data["b"].positions).energy > 0).all()
     with pytest.raises(DataError, match="use_energy needs energies of all states, and 'c' has none"):
         gdml.fit_states(data, use_energy=True, **OPTIONS)
 
@@ -322,6 +323,9 @@ def test_baseline_is_in_states_and_not_in_gaps(data, others):
     np.testing.assert_allclose(
         found.at("excited").predict(data["excited"].positions).forces, data["excited"].forces, rtol=0, atol=2e-4
     )
+    sure = gdml.with_uncertainty(found, data, {state: water(20, state, 5) for state in data})
+    for state in data:
+        assert 0.8 < coverage(sure.at(state), water(40, state, 7))[0] < 0.98
 
 
 def test_kernels_between_atoms(data, others):
@@ -354,6 +358,13 @@ def test_crystals():
     ours, theirs = (f.predict(soft.positions[5:]).forces for f in (found.at("soft"), alone))
     # The noise is less beside the labels of the first state: a difference in proportion to it.
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+    sure = gdml.with_uncertainty(found, {"hard": copper[:3], "soft": soft[3:5]}), gdml.with_uncertainty(alone, soft[:5])
+    models = [replace(one.error_model, scale=1.0) for one in (sure[0].at("soft"), sure[1])]
+    features = alone.descriptor.evaluate(torch.tensor(soft.positions[5:]), cells=soft.periodic_cell)
+    (_, ours), (_, theirs) = (model.deviations(features) for model in models)
+    # Of the geometries of either state the mean energy is known, and not of all together only: a little more.
+    assert (ours <= theirs * (1 + 1e-4)).all()
+    np.testing.assert_allclose(ours, theirs, rtol=0.01)
 
 
 def test_save_and_load(field, others, tmp_path):
