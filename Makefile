@@ -39,6 +39,7 @@ benchmarks: setup
 	$(BIN)/python benchmarks/processes.py
 	$(BIN)/python benchmarks/descriptors.py
 	$(BIN)/python benchmarks/few_geometries.py
+	$(BIN)/python benchmarks/states.py
 	$(BIN)/python benchmarks/coarse.py
 	$(BIN)/python benchmarks/tables.py
 	$(BIN)/python benchmarks/figures.py
