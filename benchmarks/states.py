@@ -2,21 +2,24 @@
 
 All hyper-parameters are those that training chooses by itself.
 
-    python benchmarks/states.py [carbene] [levels]
+    python benchmarks/states.py [carbene] [levels] [uncertainty]
 """
 
 import argparse
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 from common import DATA, RESULTS, dataset, run_parts
 
 import gdml
 from gdml.errors import BaselineWarning, DataWarning, EnergyWarning
+from gdml.uncertainty import coverage
 
 SINGLET, TRIPLET = 0, 2  # as the file labels them
 SIZES, SEEDS, N_TEST = (50, 200, 1000), 3, 300
+N_HELD = 20  # in each state, that scales of uncertainty are found on
 CHEAP, EXPENSIVE = 500, 50
 XTB = "gfn2-xtb"
 
@@ -112,6 +115,37 @@ def ways(few: gdml.Dataset, many: gdml.Dataset):
     )
 
 
+def uncertainty() -> dict:
+    """Of carbene, with other geometries in each state: what part of errors is within intervals for nine tenths."""
+    data = gdml.read_states(DATA / "states" / "carbene.extxyz", "spin_multiplicity")
+    pairs, result = in_both_states(data), {}
+    for n in SIZES[:2]:
+        for seed in range(SEEDS):
+            drawn = np.random.default_rng(seed).permutation(pairs)
+            half, rest = n // 2, drawn[n:]
+            training = {SINGLET: data[SINGLET][drawn[:half, 0]], TRIPLET: data[TRIPLET][drawn[half:n, 1]]}
+            field = gdml.fit_states(training)
+            test = {s: data[s][rest[2 * N_HELD :][:N_TEST, k]] for k, s in enumerate((SINGLET, TRIPLET))}
+            others = {SINGLET: data[SINGLET][rest[:N_HELD, 0]], TRIPLET: data[TRIPLET][rest[N_HELD : 2 * N_HELD, 1]]}
+            for way, held in (("left out", None), ("held out", others)):
+                case = within(gdml.with_uncertainty(field, training, held), test)
+                result.setdefault(way, {}).setdefault(str(n), []).append(case)
+                print(n, seed, way, case, flush=True)
+                keep("uncertainty", result)
+    return result
+
+
+def within(field: gdml.StatesForceField, test: dict) -> dict[str, float]:
+    """Fractions of components of forces within 1.645 standard deviations, of states and of their gap."""
+    low, up = test[SINGLET], test[TRIPLET]
+    gap = replace(low, energy=up.energy - low.energy, forces=up.forces - low.forces)
+    return {
+        "singlet": float(coverage(field.at(SINGLET), low)[0]),
+        "triplet": float(coverage(field.at(TRIPLET), up)[0]),
+        "gap": float(coverage(field.gap(SINGLET, TRIPLET), gap)[0]),
+    }
+
+
 def told(field: gdml.ForceField) -> dict:
     return {"length_scale": field.length_scale, "solver": field.details["solver"]["name"]}
 
@@ -121,7 +155,8 @@ def main() -> None:
     parser.add_argument("parts", nargs="*")
     for category in (BaselineWarning, DataWarning, EnergyWarning):
         warnings.simplefilter("ignore", category)
-    run_parts("states", {"carbene": carbene, "levels": levels}, parser.parse_args().parts)
+    parts = {"carbene": carbene, "levels": levels, "uncertainty": uncertainty}
+    run_parts("states", parts, parser.parse_args().parts)
 
 
 if __name__ == "__main__":

@@ -606,6 +606,21 @@ def states_levels(result: dict) -> list[list[str]]:
     return rows
 
 
+def states_uncertainty(result: dict) -> list[list[str]]:
+    """Coverage of intervals that are for nine tenths of the errors."""
+    rows = [["Scales from", "labels", "singlet", "triplet", "gap"]]
+    ways = {
+        "left out": "the training geometries, each from the others",
+        "held out": "20 other geometries in each state",
+    }
+    for way, label in ways.items():
+        for n, cases in result["uncertainty"][way].items():
+            found = ([100 * case[part] for case in cases] for part in ("singlet", "triplet", "gap"))
+            cells = [f"{median(one):.0f} % ({min(one):.0f} to {max(one):.0f})" for one in found]
+            rows.append([label, n, *cells])
+    return rows
+
+
 def _median_and_range(values: Iterable[float]) -> str:
     ordered = sorted(values)
     return f"{median(ordered):.1f} ({ordered[0]:.1f} to {ordered[-1]:.1f})"
@@ -743,6 +758,7 @@ TABLES = {
     "few_active": (few_active, "few_geometries"),
     "states_carbene": (states_carbene, "states"),
     "states_levels": (states_levels, "states"),
+    "states_uncertainty": (states_uncertainty, "states"),
     "coarse_free_energy": (coarse_free_energy, "coarse"),
     "coarse_reference": (coarse_reference, "coarse"),
     "coarse_training": (coarse_training, "coarse"),

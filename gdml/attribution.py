@@ -15,6 +15,7 @@ sum is complete to the tolerance.
 Source: M. Sundararajan, A. Taly, Q. Yan, Axiomatic attribution for deep networks, ICML (2017), integrated gradients.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -24,14 +25,16 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from .descriptors import Descriptor, SideBySide
-from .errors import ConvergenceError, DataError
+from .errors import ConvergenceError, DataError, MissingExtraError, OutputError
 from .force_field import ForceField
 from .geometry import pair_indices
 from .hardware import in_tiles
+from .npz import check_writable, whole_file
 from .region import is_of_pairs
 
 NODES = (8, 16, 32, 64, 128, 256)  # of the integral, tried one after the other
 AT_ONCE = 4096  # descriptors
+VIEWED = 3.5  # Å around an atom, what chemiscope shows of its environment
 
 
 class Contributions(NamedTuple):
@@ -63,6 +66,82 @@ class Contributions(NamedTuple):
         for atoms, values in zip(labelled, self.atoms, strict=True):
             atoms.set_array("contribution", values)
         return labelled
+
+    def write_viewer(self, frames: list[Atoms], path: str | Path) -> None:
+        """Write the geometries for chemiscope, a viewer in the browser, with atoms coloured by their contributions.
+
+        Structures have the properties ``energy`` (eV, over that of the reference) and ``frame``, atoms
+        ``contribution`` (eV), ``atom`` (its place) and ``symbol``.
+
+        Parameters
+        ----------
+        frames : list of ase.Atoms
+            All geometries.
+        path : path
+            Ending in ``.json`` or ``.json.gz``; to be opened on https://chemiscope.org.
+
+        Raises
+        ------
+        MissingExtraError
+            Without chemiscope.
+        OutputError
+            If the place cannot be written to, or the name ends otherwise.
+        """
+        path = check_viewer(path)
+        import chemiscope
+
+        most = float(np.abs(self.atoms).max())
+        colour = {"property": "contribution", "palette": "bwr", "min": -most, "max": most}
+        settings = chemiscope.quick_settings(
+            x="atom",
+            y="contribution",
+            symbol="symbol",
+            target="atom",
+            map_settings={"color": colour},
+            structure_settings={"color": colour, "environments": {"activated": False}, "supercell": [1, 1, 1]},
+            periodic=bool(frames[0].pbc.any()),
+        )
+        with whole_file(path) as partial:
+            chemiscope.write_input(
+                str(partial),
+                frames,
+                metadata={"name": f"Contributions to the energy of {frames[0].get_chemical_formula()}"},
+                properties=_properties(self, frames),
+                environments=[(*one, VIEWED) for one in np.ndindex(self.atoms.shape)],
+                settings=settings,
+            )
+
+
+def _properties(found: Contributions, frames: list[Atoms]) -> dict[str, dict]:
+    """What the viewer shows of structures, and of atoms, of all structures in a row."""
+    energy = {"units": "eV", "description": "over that of the symmetric mean of the training geometries"}
+    contribution = {"units": "eV", "description": "half of what the atom's pairs contribute to the energy"}
+    symbols = [symbol for atoms in frames for symbol in atoms.symbols]
+    return {
+        "energy": {"target": "structure", "values": found.energy, **energy},
+        "frame": {"target": "structure", "values": np.arange(len(frames))},
+        "contribution": {"target": "atom", "values": found.atoms.ravel(), **contribution},
+        "atom": {"target": "atom", "values": np.indices(found.atoms.shape)[1].ravel()},
+        "symbol": {"target": "atom", "values": symbols},
+    }
+
+
+def check_viewer(path: str | Path) -> Path:
+    """The path, if a file for chemiscope can be made and written there; to be asked before the work.
+
+    Raises
+    ------
+    MissingExtraError, OutputError
+        As `Contributions.write_viewer`.
+    """
+    try:
+        import chemiscope  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("chemiscope", "a file for its viewer", "viewer") from error
+    path = check_writable(path)
+    if not path.name.endswith((".json", ".json.gz")):
+        raise OutputError(f"{path}: the name of a file for chemiscope ends in .json or .json.gz")
+    return path
 
 
 def contributions(

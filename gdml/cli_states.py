@@ -12,9 +12,10 @@ from .errors import DataError
 from .metrics import evaluate
 from .states import StatesForceField, fit_states, read_states
 from .states.force_field import State
+from .uncertainty import coverage, with_uncertainty
 
 # What training of one state has, and of several has not.
-ALONE = ("resume", "use_stress", "uncertainty", "plot", "learning_curve")
+ALONE = ("resume", "use_stress", "committee", "plot", "learning_curve")
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -53,8 +54,12 @@ def train_states(options: argparse.Namespace) -> None:
     )
     seconds = time.perf_counter() - start
     field.save(options.output)
+    held_out = {state: held for state, (_, held) in parts.items() if held is not None}
+    if options.uncertainty:
+        field = with_uncertainty(field, {state: training for state, (training, _) in parts.items()}, held_out or None)
+        field.save(options.output)
     print(f"{options.output}: {describe(field)}; trained in {seconds:.1f} s")
-    _judge(field, {state: held for state, (_, held) in parts.items() if held is not None})
+    _judge(field, held_out)
 
 
 def read_data_of_states(options: argparse.Namespace) -> dict[State, Dataset]:
@@ -82,8 +87,11 @@ def describe(field: StatesForceField) -> str:
 
 
 def _judge(field: StatesForceField, data: dict[State, Dataset]) -> None:
-    for state, held in data.items():
-        print(f"state {state}: {evaluate(field.at(state), held)}")
+    for state, metrics in evaluate(field, data).items():
+        print(f"state {state}: {metrics}")
+        if field.shared.error_model is not None and data[state].forces is not None:
+            found = 100 * coverage(field.at(state), data[state])[0]
+            print(f"state {state}: coverage of 90 % intervals of forces: {found:.0f} %")
 
 
 def test_states(field: StatesForceField, options: argparse.Namespace) -> None:
@@ -92,7 +100,6 @@ def test_states(field: StatesForceField, options: argparse.Namespace) -> None:
         field.at(None)  # which says what to do
     data = read_data_of_states(options)
     if options.json:
-        found = {str(state): evaluate(field.at(state), dataset).to_dict() for state, dataset in data.items()}
-        print(json.dumps(found))
+        print(json.dumps({str(state): metrics.to_dict() for state, metrics in evaluate(field, data).items()}))
     else:
         _judge(field, data)

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import plots
 from .active import learn_actively
-from .attribution import contributions
+from .attribution import check_viewer, contributions
 from .baselines import as_baseline
 from .cli_options import add_common, add_state, baseline_cache, load_model, numbers, read_data
 from .curves import learning_curve
@@ -132,6 +132,8 @@ def contribute(options: argparse.Namespace) -> None:
         check_writable(options.output)
     if options.plot:
         plots.check_picture(options.plot)
+    if options.viewer:
+        check_viewer(options.viewer)
     force_field, dataset = load_model(options), read_data(options.data, options)
     force_field.check_atoms(dataset.numbers)
     found, frames = contributions(force_field, dataset.positions, dataset.periodic_cell), dataset.to_atoms()
@@ -144,6 +146,8 @@ def contribute(options: argparse.Namespace) -> None:
             ase.io.write(partial, found.label(frames), format="extxyz")
     if options.plot:
         plots.plot_contributions(found, frames, options.plot)
+    if options.viewer:
+        found.write_viewer(frames, options.viewer)
 
 
 def add_workflows(commands, data) -> None:
@@ -232,4 +236,5 @@ def _add_contributions(commands, data) -> None:
     parser.add_argument("data", type=Path, help="geometries")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="extended XYZ with an array `contribution`")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="coloured atoms, and pairs against distance")
+    parser.add_argument("--viewer", type=Path, metavar="FILE", help="for chemiscope.org (.json, .json.gz)")
     add_state(parser)

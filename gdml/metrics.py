@@ -1,5 +1,6 @@
 """How well a force field predicts held-out geometries."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -50,16 +51,31 @@ class Metrics:
         return "; ".join(parts)
 
 
-def evaluate(force_field: ForceField, dataset: Dataset) -> Metrics:
-    """Errors of a force field over a dataset.
+def evaluate(force_field: ForceField, dataset: Dataset | Mapping) -> Metrics | dict:
+    """Errors of a force field over a dataset, or of one of several states over a dataset of each.
+
+    Parameters
+    ----------
+    force_field : ForceField, or StatesForceField
+    dataset : Dataset, or dict of Dataset by state
+        As `gdml.read_states` gives; not all states need to be in it.
+
+    Returns
+    -------
+    Metrics, or dict of Metrics by state
 
     Raises
     ------
     ModelMismatchError
-        If the dataset has other atoms, or repeats in other directions.
+        If the dataset has other atoms, or repeats in other directions; for a state that was not in the
+        training data, a force field of several states without datasets of them, or one that knows none with.
     DataError
         If it has no labels.
     """
+    if isinstance(dataset, Mapping):
+        if isinstance(force_field, ForceField):
+            raise ModelMismatchError("this force field knows no states, and datasets of several were given; give one")
+        return {state: evaluate(force_field.at(state), one) for state, one in dataset.items()}
     return compare(predict(force_field, dataset), dataset, force_field.energies_are_relative)
 
 

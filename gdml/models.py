@@ -19,6 +19,7 @@ from .posterior import Posterior
 from .sgdml_models import from_sgdml, is_sgdml_model
 from .states.force_field import FORMAT as STATES_FORMAT
 from .states.force_field import State, StatesForceField
+from .states.posterior import StatesPosterior
 from .symmetry import CrystalGroup, PermutationGroup
 
 
@@ -161,7 +162,7 @@ def _error_model(force_field: ForceField, archive: Archive) -> Posterior | Commi
     recipe = json.loads(archive.text("recipe")).get("error_model")
     if recipe is None:
         return None
-    kind = {"posterior": Posterior, "committee": Committee}[recipe.pop("kind")]
+    kind = {"posterior": Posterior, "committee": Committee, "states": StatesPosterior}[recipe.pop("kind")]
     prefix = "error_model_"
     arrays = {name.removeprefix(prefix): torch.tensor(archive[name]) for name in archive if name.startswith(prefix)}
     return kind(force_field.kernel, force_field.reference_action, **arrays, **recipe)

@@ -33,6 +33,7 @@ from .solvers import cholesky_factor
 from .symmetry import Action, Environments
 
 NORMAL_90 = 1.6449  # nine tenths of normal errors are within so many standard deviations
+EXACT = 1e-6  # of the largest standard deviation; smaller ones are of what symmetry says
 MOST_UNKNOWNS = 1500  # labels that variances are taken from: their square is what one geometry costs
 
 
@@ -104,14 +105,31 @@ class Posterior:
     def _jets(self) -> Contraction:
         return contraction(self.kernel, self.y, self.action)
 
-    def _of_mean(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Covariance of the mean energy with energies and gradients at x (M, D)."""
-        c = self.y.new_full((len(self.y),), 1 / len(self.y))
-        return self._jets.apply(x, c, torch.zeros_like(self.y))
+    @property
+    def _shares(self) -> Tensor:
+        """What the geometries' energies have in each of the m means that are known, (m, k); one here."""
+        return self.y.new_full((1, len(self.y)), 1 / len(self.y))
+
+    @property
+    def _reference(self) -> Tensor:
+        """What the means have in the energy that energies are relative to, (m,)."""
+        return self.y.new_ones(1)
+
+    def _of_means(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Covariances of the mean energies with energies (m, M) and gradients (m, M, D) at x (M, D)."""
+        found = [self._jets.apply(x, c, torch.zeros_like(self.y)) for c in self._shares]
+        return torch.stack([e for e, _ in found]), torch.stack([g for _, g in found])
+
+    def _means_with_points(self) -> tuple[Tensor, Tensor]:
+        """Covariances of the mean energies with energies (m, k) and gradients (m, k, D) of the labelled geometries."""
+        return self._of_means(self.y)
 
     @cached_property
     def matrix(self) -> Tensor:
         """Covariance (kL, kL) of the labels, without the noise."""
+        return self._between_labels()
+
+    def _between_labels(self) -> Tensor:
         k, n_labels = len(self.y), len(self.c)
         matrix = self.y.new_zeros(k, n_labels, k, n_labels)
         for j in range(k):
@@ -137,16 +155,17 @@ class Posterior:
         return torch.linalg.solve_triangular(factor, one, upper=False)
 
     @cached_property
-    def _mean_row(self) -> tuple[Tensor, Tensor]:
-        """Covariance of the mean energy with the labels (kL,), and its variance."""
-        e, g = self._of_mean(self.y)
-        return (g[:, None] @ self.duals)[:, 0].add(e[:, None] * self.c).flatten(), e.mean()
+    def _mean_rows(self) -> tuple[Tensor, Tensor]:
+        """Covariances of the mean energies with the labels (kL, m), and with each other (m, m)."""
+        e, g = self._means_with_points()
+        rows = (g[:, :, None] @ self.duals)[:, :, 0].add(e[..., None] * self.c)
+        return rows.flatten(1).mT, e @ self._shares.mT
 
     @cached_property
     def _whitening(self) -> Tensor:
-        """The inverse factor with the mean energy as one more label."""
-        row, variance = self._mean_row
-        return bordered(self._inverse_factor, row[:, None], (variance + self.noise).view(1, 1))
+        """The inverse factor with the mean energies as more labels."""
+        rows, corner = self._mean_rows
+        return bordered(self._inverse_factor, rows, corner + self.noise * torch.eye(len(corner)).to(corner))
 
     def solve(self, values: Tensor) -> Tensor:
         """Coefficients (k, L) of labels (k, L)."""
@@ -184,15 +203,15 @@ class Posterior:
         c = left.new_zeros(left.shape[2])
         c[0] = 1.0
         prior, cross = self._blocks(x, c, left)
-        e, g = self._of_mean(x)
-        mean = torch.cat([e, (g @ jacobian[0])[0]])
+        e, g = self._of_means(x)
+        means, a = torch.cat([e, (g @ jacobian[0])[:, 0]], 1), self._reference
         # The energy relative to the mean: that row is the difference of two.
-        prior[0] -= mean
+        prior[0] -= a @ means
         prior[:, 0] = prior[0]
-        row, variance = self._mean_row
-        prior[0, 0] += variance - mean[0]
-        cross = torch.cat([cross, mean[None]])
-        cross[:, 0] -= torch.cat([row, variance.view(1)])
+        rows, variances = self._mean_rows
+        prior[0, 0] += a @ (variances @ a - means[:, 0])
+        cross = torch.cat([cross, means])
+        cross[:, 0] -= torch.cat([rows, variances]) @ a
         half = self._whitening @ cross
         return prior - half.mT @ half
 
@@ -250,5 +269,11 @@ def usual_of(deviations: np.ndarray) -> float:
 
 
 def scale_of(errors: np.ndarray, deviations: np.ndarray) -> float:
-    """The factor with which nine tenths of the errors are within 1.645 deviations."""
-    return float(np.quantile(np.abs(errors) / np.maximum(deviations, 1e-300), 0.9)) / NORMAL_90
+    """The factor with which nine tenths of the errors, of what is not known exactly, are within 1.645 deviations."""
+    open_ones = not_exact(deviations)
+    return float(np.quantile(np.abs(errors[open_ones]) / np.maximum(deviations[open_ones], 1e-300), 0.9)) / NORMAL_90
+
+
+def not_exact(deviations: np.ndarray) -> np.ndarray:
+    """Which are of something that symmetry leaves open, unlike forces out of the plane of a planar molecule."""
+    return deviations >= EXACT * deviations.max()

@@ -1,5 +1,6 @@
 """Force fields that say how sure they are: variances, and their scale from errors on other geometries."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -17,9 +18,13 @@ from .metrics import predict
 from .operators import Labels
 from .plan import Plan, solve_plan
 from .pool import farthest
-from .posterior import MOST_UNKNOWNS, NORMAL_90, Posterior, scale_of, usual_of
+from .posterior import MOST_UNKNOWNS, NORMAL_90, Posterior, not_exact, scale_of, usual_of
 from .progress import progress_bar
 from .solution import ForceMonitor, Method
+from .states.data import states_of
+from .states.force_field import State, StatesForceField
+from .states.posterior import StatesPosterior
+from .states.together import Together, differences, fingerprint
 
 FEWEST = 2  # geometries that variances can be taken from
 FEWEST_ENERGIES = 5  # that tell a scale of energies
@@ -29,23 +34,24 @@ KINDS = ("posterior", "committee")
 
 
 def with_uncertainty(
-    force_field: ForceField,
-    dataset: Dataset,
-    held_out: Dataset | None = None,
+    force_field: ForceField | StatesForceField,
+    dataset: Dataset | Mapping[State, Dataset],
+    held_out: Dataset | Mapping[State, Dataset] | None = None,
     *,
     kind: str = "posterior",
     most_unknowns: int = MOST_UNKNOWNS,
     n_members: int = MEMBERS,
     progress: bool = False,
-) -> ForceField:
+) -> ForceField | StatesForceField:
     """The force field with standard deviations of what it predicts, by `ForceField.uncertainty`.
 
     Parameters
     ----------
-    force_field : ForceField
-    dataset : Dataset
+    force_field : ForceField, or StatesForceField
+        Of several states, each and each gap gets them, with one scale; by the posterior variance alone.
+    dataset : Dataset, or dict of Dataset by state
         That it was trained on.
-    held_out : Dataset, optional
+    held_out : Dataset, or dict of Dataset by state, optional
         Other geometries, on whose errors the scale is found; twenty are enough. By default
         the training geometries are predicted each from all others, in closed form, or by the members of the
         committee that were not trained on them.
@@ -64,40 +70,100 @@ def with_uncertainty(
 
     Returns
     -------
-    ForceField
+    ForceField, or StatesForceField
 
     Raises
     ------
     DataError
         If this is not what it was trained on, or the held-out geometries have no forces.
+    ModelMismatchError
+        For held-out geometries of a state that was not in the training data.
     FitError
-        For an unknown kind or number of members; if there are too few geometries for a committee, or one alone
-        has more labels than ``most_unknowns``.
+        For an unknown kind or number of members; if there are too few geometries for a committee, or a few of
+        them have more labels than ``most_unknowns``.
     """
-    fingerprint = force_field.details.get("fingerprint")
-    if fingerprint is not None and fingerprint != dataset.fingerprint:
-        raise DataError("these are not the geometries and labels that the force field was trained on")
     if kind not in KINDS:
         raise FitError(f"the kind of uncertainty is one of {', '.join(KINDS)}, not {kind!r}")
+    if isinstance(force_field, StatesForceField):
+        return _of_states(force_field, dataset, held_out, kind, most_unknowns)
+    _check_known(force_field, dataset.fingerprint)
     if kind == "committee":
         found = _committee(force_field, dataset, n_members, progress)
     else:
         found = _posterior(force_field, dataset, most_unknowns)
     force_field = replace(force_field, error_model=found)
-    return force_field if held_out is None else _scaled_by(force_field, held_out)
+    if held_out is None:
+        return force_field
+    return replace(force_field, error_model=_scaled_by(found, [(force_field, held_out)]))
+
+
+def _check_known(force_field: ForceField | StatesForceField, found: str) -> None:
+    if (force_field.details.get("fingerprint") or found) != found:
+        raise DataError("these are not the geometries and labels that the force field was trained on")
+
+
+def _of_states(
+    field: StatesForceField,
+    data: Mapping[State, Dataset],
+    held_out: Mapping[State, Dataset] | None,
+    kind: str,
+    most_unknowns: int,
+) -> StatesForceField:
+    if kind != "posterior":
+        raise FitError(f"the uncertainty of several states is their posterior variance, not of the kind {kind!r}")
+    data = states_of(data, None)
+    if set(data) == set(field.states):
+        data = {state: data[state] for state in field.states}
+    _check_known(field, fingerprint(data))
+    if held_out is not None and not isinstance(held_out, Mapping):
+        raise DataError("held-out geometries of several states are given as {state: dataset, ...}")
+    used = data if field.baseline is None else differences(data, field.baseline, None, False)
+    together = Together.of(used, field.shared.c is not None)
+    chosen = _chosen_of_states(field, together, most_unknowns)
+    labels = labels_of_field(replace(field.shared, baseline=None), together.dataset[chosen])
+    own = {"state_of": together.states[chosen], "couplings": torch.tensor(field.couplings)}
+    posterior = _posterior_of(field.shared, labels, len(chosen) == len(together.states), StatesPosterior, **own)
+
+    def with_errors(model: Posterior) -> StatesForceField:
+        return replace(field, shared=replace(field.shared, error_model=model))
+
+    sure = with_errors(posterior)
+    if held_out is None:
+        return sure
+    return with_errors(_scaled_by(posterior, [(sure.at(state), dataset) for state, dataset in held_out.items()]))
+
+
+def _chosen_of_states(field: StatesForceField, together: Together, most_unknowns: int) -> np.ndarray:
+    """Geometries of all states, those of each far apart from each other."""
+    most = _most(field.shared, together.dataset, most_unknowns, FEWEST * len(field.states))
+    y = torch.tensor(field.shared.y)
+
+    def choose(rows: np.ndarray, share: int) -> np.ndarray:
+        if share == len(rows):
+            return rows
+        return rows[farthest(contraction(field.shared.kernel, y[rows], field.shared.reference_action), share)]
+
+    return together.rows(most, choose)
 
 
 def _posterior(force_field: ForceField, dataset: Dataset, most_unknowns: int) -> Posterior:
     chosen = _chosen(force_field, dataset, most_unknowns)
-    labels = labels_of_field(force_field, dataset[chosen])
-    posterior = Posterior(
+    return _posterior_of(force_field, labels_of_field(force_field, dataset[chosen]), len(chosen) == len(dataset))
+
+
+def _posterior_of(
+    force_field: ForceField, labels: Labels, is_exact: bool, kind: type[Posterior] = Posterior, **own
+) -> Posterior:
+    """Variances from labels, scaled."""
+    posterior = kind(
         force_field.kernel,
         force_field.reference_action,
         labels.features.x,
         labels.c,
-        labels.duals(torch.arange(len(chosen))),
+        labels.duals(torch.arange(len(labels.values))),
         force_field.details.get("noise", 1e-10),
-        is_exact=len(chosen) == len(dataset),
+        is_exact,
+        **own,
     )
     return scaled_by_left_out(posterior, labels)
 
@@ -178,14 +244,19 @@ def labels_of_field(force_field: ForceField, dataset: Dataset) -> Labels:
 
 
 def _chosen(force_field: ForceField, dataset: Dataset, most_unknowns: int) -> np.ndarray:
-    n_labels = 3 * dataset.n_atoms - (3 if any(dataset.pbc) else 5) + (force_field.c is not None)
-    most = most_unknowns // n_labels
-    if most < FEWEST:
-        raise FitError(f"a geometry has some {n_labels} labels; give at least {FEWEST * n_labels} as most_unknowns")
+    most = _most(force_field, dataset, most_unknowns, FEWEST)
     if most >= len(dataset):
         return np.arange(len(dataset))
     y = torch.tensor(force_field.y)
     return np.sort(farthest(contraction(force_field.kernel, y, force_field.reference_action), most))
+
+
+def _most(force_field: ForceField, dataset: Dataset, most_unknowns: int, fewest: int) -> int:
+    """How many geometries have so many labels."""
+    n_labels = 3 * dataset.n_atoms - (3 if any(dataset.pbc) else 5) + (force_field.c is not None)
+    if most_unknowns < fewest * n_labels:
+        raise FitError(f"a geometry has some {n_labels} labels; give at least {fewest * n_labels} as most_unknowns")
+    return most_unknowns // n_labels
 
 
 def scaled_by_left_out(posterior: Posterior, labels: Labels) -> Posterior:
@@ -201,24 +272,30 @@ def scaled_by_left_out(posterior: Posterior, labels: Labels) -> Posterior:
     return replace(posterior, scale=scale, energy_scale=scale, calibration=calibration, usual=usual)
 
 
-def _scaled_by(force_field: ForceField, held_out: Dataset) -> ForceField:
-    reference, prediction = held_out.require_forces(), predict(force_field, held_out)
-    before = force_field.error_model
-    found = force_field.uncertainty(held_out.positions, held_out.periodic_cell)
-    change = scale_of(prediction.forces - reference, found.forces)
+def _scaled_by(before: Posterior | Committee, pairs: list[tuple[ForceField, Dataset]]) -> Posterior | Committee:
+    """The same variances with the scales of errors of force fields on held-out geometries."""
+    of_forces, of_energies = [], []
+    for force_field, held_out in pairs:
+        reference, prediction = held_out.require_forces(), predict(force_field, held_out)
+        found = force_field.uncertainty(held_out.positions, held_out.periodic_cell)
+        of_forces.append(((prediction.forces - reference).ravel(), found.forces.ravel()))
+        if held_out.energy is not None and len(held_out) >= FEWEST_ENERGIES:
+            errors = prediction.energy - held_out.energy
+            of_energies.append((errors - errors.mean(), found.energy))
+    change = scale_of(*map(np.concatenate, zip(*of_forces)))
     scale = change * before.scale
     energy_scale = scale
-    if held_out.energy is not None and len(held_out) >= FEWEST_ENERGIES:
-        errors = prediction.energy - held_out.energy
-        energy_scale = before.energy_scale * scale_of(errors - errors.mean(), found.energy)
-    calibration = f"{len(held_out)} held-out geometries"
+    if of_energies:
+        energy_scale = before.energy_scale * scale_of(*map(np.concatenate, zip(*of_energies)))
+    calibration = f"{sum(len(held_out) for _, held_out in pairs)} held-out geometries"
     scales = {"scale": scale, "energy_scale": energy_scale, "usual": change * before.usual}
-    calibrated = replace(before, calibration=calibration, **scales)
-    return replace(force_field, error_model=calibrated)
+    return replace(before, calibration=calibration, **scales)
 
 
 def coverage(force_field: ForceField, dataset: Dataset, levels: ArrayLike = 0.9) -> np.ndarray:
     """Fractions of the components of forces that are within intervals that should hold given fractions.
+
+    Components that symmetry says, as out of the plane of a planar molecule, do not count.
 
     Parameters
     ----------
@@ -234,7 +311,8 @@ def coverage(force_field: ForceField, dataset: Dataset, levels: ArrayLike = 0.9)
     (levels,) array
     """
     errors = np.abs(predict(force_field, dataset).forces - dataset.require_forces())
-    ratio = errors / np.maximum(force_field.uncertainty(dataset.positions, dataset.periodic_cell).forces, 1e-300)
+    deviations = force_field.uncertainty(dataset.positions, dataset.periodic_cell).forces
+    ratio = (errors / np.maximum(deviations, 1e-300))[not_exact(deviations)]
     return np.array([float((ratio <= quantile_of(level)).mean()) for level in np.atleast_1d(levels)])
 
 

@@ -1,5 +1,9 @@
 """Contributions of pairs and atoms: complete, of the right sign, invariant under the group; files and pictures."""
 
+import gzip
+import json
+import sys
+
 import ase.io
 import numpy as np
 import pytest
@@ -11,7 +15,7 @@ from scipy.integrate import quad
 
 import gdml
 from gdml.cli import main
-from gdml.errors import ConvergenceError, DataError
+from gdml.errors import ConvergenceError, DataError, MissingExtraError, OutputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::gdml.errors.GDMLWarning")
 
@@ -114,6 +118,43 @@ def test_files_and_pictures(force_field, frames, tmp_path, capsys):
     expected = gdml.contributions(force_field, frames.positions[:4]).atoms
     for atoms, values in zip(ase.io.read(out, ":"), expected, strict=True):
         np.testing.assert_allclose(atoms.get_array("contribution"), values, atol=1e-6)
+
+
+@pytest.mark.parametrize("ending", [".json", ".json.gz"])
+def test_a_file_for_the_viewer(force_field, frames, tmp_path, ending):
+    pytest.importorskip("chemiscope")
+    force_field.save(tmp_path / "m.npz")
+    frames[:4].write(tmp_path / "few.extxyz")
+    path = tmp_path / f"viewer{ending}"
+    files = [str(tmp_path / name) for name in ("m.npz", "few.extxyz")]
+    assert main(["contributions", *files, "--viewer", str(path)]) == 0
+    content = json.loads(gzip.decompress(path.read_bytes()) if ending == ".json.gz" else path.read_text())
+    found, properties = gdml.contributions(force_field, frames.positions[:4]), content["properties"]
+    assert [one["size"] for one in content["structures"]] == [9] * 4
+    np.testing.assert_allclose(content["structures"][3]["x"], frames.positions[3, :, 0], atol=1e-6)
+    for name, target, expected in (
+        ("energy", "structure", found.energy),
+        ("contribution", "atom", found.atoms.ravel()),
+    ):
+        assert (properties[name]["target"], properties[name]["units"]) == (target, "eV")
+        np.testing.assert_allclose(properties[name]["values"], expected, atol=1e-6)
+    # The values of atoms are in the order of the environments.
+    own = properties["atom"]["values"], properties["symbol"]["values"]
+    for environment, atom, symbol in zip(content["environments"], *own, strict=True):
+        assert environment["center"] == atom
+        assert content["structures"][environment["structure"]]["names"][int(atom)] == symbol
+    with pytest.raises(OutputError, match=r"ends in \.json or \.json\.gz"):
+        found.write_viewer(frames[:4].to_atoms(), tmp_path / "viewer.html")
+
+
+def test_the_viewer_needs_the_extra(found, force_field, frames, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "chemiscope", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'gdml\[viewer\]'"):
+        found.write_viewer(frames[:20].to_atoms(), tmp_path / "viewer.json")
+    # Before the work: of files that are not there, nothing is said.
+    assert main(["contributions", "no.npz", "no.extxyz", "--viewer", str(tmp_path / "viewer.json")]) == 6
+    assert "gdml[viewer]" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_taken_apart_is_said(force_field, frames):

@@ -1,6 +1,8 @@
 """Several states in one model: against dense matrices, separate models, finite differences, and what cannot be."""
 
+import copy
 import json
+import pickle
 import zipfile
 from dataclasses import replace
 
@@ -22,7 +24,10 @@ from gdml.preconditioners import build
 from gdml.processes import Shares, Team
 from gdml.states.couplings import START, Evidence, check_couplings, couplings_at
 from gdml.states.operator import StatesOperator
-from gdml.states.training import _shares
+from gdml.states.together import shares_of
+from gdml.uncertainty import coverage
+
+from .dense import conditioned, dense_blocks
 
 OPTIONS = {"length_scale": 8.0, "noise": 1e-10, "descriptor": "inverse-distances"}
 COUPLINGS = np.array([[1.0, 0.6], [0.6, 0.7]])
@@ -302,6 +307,7 @@ def test_three_states_without_energies_of_one():
     assert found.at("c").energies_are_relative and not found.at("a").energies_are_relative
     assert found.gap("a", "c").energies_are_relative and not found.gap("a", "b").energies_are_relative
     assert found.at("c").offset == 0.0
+    assert (gdml.with_uncertainty(found, data).gap("a", "c").uncertainty(data["b"].positions).energy > 0).all()
     with pytest.raises(DataError, match="use_energy needs energies of all states, and 'c' has none"):
         gdml.fit_states(data, use_energy=True, **OPTIONS)
 
@@ -317,6 +323,9 @@ def test_baseline_is_in_states_and_not_in_gaps(data, others):
     np.testing.assert_allclose(
         found.at("excited").predict(data["excited"].positions).forces, data["excited"].forces, rtol=0, atol=2e-4
     )
+    sure = gdml.with_uncertainty(found, data, {state: water(20, state, 5) for state in data})
+    for state in data:
+        assert 0.8 < coverage(sure.at(state), water(40, state, 7))[0] < 0.98
 
 
 def test_kernels_between_atoms(data, others):
@@ -349,6 +358,13 @@ def test_crystals():
     ours, theirs = (f.predict(soft.positions[5:]).forces for f in (found.at("soft"), alone))
     # The noise is less beside the labels of the first state: a difference in proportion to it.
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+    sure = gdml.with_uncertainty(found, {"hard": copper[:3], "soft": soft[3:5]}), gdml.with_uncertainty(alone, soft[:5])
+    models = [replace(one.error_model, scale=1.0) for one in (sure[0].at("soft"), sure[1])]
+    features = alone.descriptor.evaluate(torch.tensor(soft.positions[5:]), cells=soft.periodic_cell)
+    (_, ours), (_, theirs) = (model.deviations(features) for model in models)
+    # Of the geometries of either state the mean energy is known, and not of all together only: a little more.
+    assert (ours <= theirs * (1 + 1e-4)).all()
+    np.testing.assert_allclose(ours, theirs, rtol=0.01)
 
 
 def test_save_and_load(field, others, tmp_path):
@@ -362,6 +378,123 @@ def test_save_and_load(field, others, tmp_path):
             np.testing.assert_array_equal(one.predict(r).forces, field.at(state).predict(r).forces)
             np.testing.assert_array_equal(one.predict(r).energy, field.at(state).predict(r).energy)
     assert loaded.to(dtype="float32").at("ground").dtype == "float32"
+
+
+@pytest.fixture(scope="module")
+def sure(data):
+    held_out = {state: water(20, state, 5) for state in data}
+    field = gdml.fit_states(data, couplings=COUPLINGS, **OPTIONS | {"length_scale": 3.0})
+    return gdml.with_uncertainty(field, data, held_out)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (-1.0, 1.0)])
+def test_variances_against_the_dense_process(weights):
+    """Of states and of their gap, from the joint covariance of both: kernel times coupling, blocks by autograd."""
+    data = {"ground": water(3, "ground", 1), "excited": water(2, "excited", 2)}
+    options = OPTIONS | {"length_scale": 1.0, "noise": 1e-6}
+    field = gdml.with_uncertainty(gdml.fit_states(data, couplings=COUPLINGS, **options), data)
+    r, n = water(1, "ground", 3).positions[0], 10
+    where = torch.tensor([0, 0, 1, 2, 3, 4, 5])  # the asked for geometry in both states, then the others in their own
+    states = torch.tensor([0, 1, 0, 0, 0, 1, 1])
+    whole = dense_blocks(field.shared, [r, *data["ground"].positions, *data["excited"].positions])
+    whole = whole.view(6, n, 6, n)[where][:, :, where] * torch.tensor(COUPLINGS)[states][:, None, states, None]
+    whole = whole.reshape(7 * n, 7 * n)
+    a = torch.tensor(weights, dtype=torch.float64)
+    one = torch.eye(7 * n, dtype=torch.float64).view(7, n, 7 * n)
+    means = torch.stack([one[2:5, 0].mean(0), one[5:, 0].mean(0)])
+    ask = torch.einsum("s,sni->ni", a, one[:2])
+    ask[0] -= a @ means
+    expected = conditioned(whole, torch.cat([one[2:, 1:].flatten(0, 1), means]), ask, 1e-6)
+    asked = field.gap("ground", "excited") if a[0] < 0 else field.at(field.states[int(a[1])])
+    found = asked.error_model.covariance(asked.descriptor.evaluate(torch.tensor(r)[None]))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6 * float(expected.diagonal().max()))
+
+
+def test_uncertainty_without_couplings_is_of_one_state(data, others):
+    options = OPTIONS | {"length_scale": 3.0, "noise": 1e-8}
+    found = gdml.with_uncertainty(gdml.fit_states(data, couplings=np.eye(2), **options), data)
+    for state, dataset in data.items():
+        alone = gdml.with_uncertainty(gdml.fit(dataset, symmetry=found.shared.group, **options), dataset)
+        ours, theirs = (field.uncertainty(others) for field in (found.at(state), alone))
+        ratio = found.shared.error_model.scale / alone.error_model.scale  # of the errors of both states, or of one
+        np.testing.assert_allclose(ours.forces, ratio * theirs.forces, rtol=1e-4)
+        np.testing.assert_allclose(ours.energy, ratio * theirs.energy, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::gdml.errors.EnergyWarning")  # of states that are said to be the same
+def test_uncertainty_of_gaps_knows_what_states_have_in_common(data, others):
+    """Where states are the same, the gap is known; where they have nothing in common, variances add up."""
+    deviations = {}
+    for correlation in (0.0, 0.9, 1.0):
+        couplings = [[1.0, correlation], [correlation, 1.0]]
+        field = gdml.fit_states(data, couplings=couplings, **OPTIONS | {"length_scale": 3.0, "noise": 1e-6})
+        field = gdml.with_uncertainty(field, data)
+        asked = field.at("ground"), field.at("excited"), field.gap("ground", "excited")
+        features = field.shared.descriptor.evaluate(torch.tensor(others[:3]))
+        deviations[correlation] = [replace(f.error_model, scale=1.0).deviations(features)[1].square() for f in asked]
+    ground, excited, gap = deviations[0.0]
+    torch.testing.assert_close(gap, ground + excited)
+    assert (deviations[0.9][2] < gap).all() and deviations[0.9][2].sum() < 0.5 * gap.sum()
+    assert deviations[1.0][2].max() < 1e-8 * deviations[1.0][0].max()
+
+
+def test_coverage_of_states_and_gaps(sure):
+    assert sure.shared.error_model.calibration == "40 held-out geometries"
+    for state in sure.states:
+        test = water(40, state, 7)
+        assert 0.8 < coverage(sure.at(state), test)[0] < 0.98
+    lower, upper = (water(40, state, 7) for state in sure.states)
+    gap = sure.gap(*sure.states)
+    errors = np.abs(gap.predict(lower.positions).forces - (upper.forces - lower.forces))
+    deviations = gap.uncertainty(lower.positions).forces
+    assert 0.75 < (errors < 1.6449 * deviations).mean() < 0.99
+
+
+@pytest.mark.parametrize("use_energy", [False, True])
+def test_uncertainty_in_files_and_calculators(data, others, tmp_path, use_energy):
+    field = gdml.fit_states(data, couplings=COUPLINGS, use_energy=use_energy, **OPTIONS)
+    field = gdml.with_uncertainty(field, dict(reversed(data.items())))  # in whichever order
+    field.save(tmp_path / "states.npz")
+    loaded = gdml.load(tmp_path / "states.npz")
+    field.gap("ground", "excited").save(tmp_path / "gap.npz")
+    pairs = [(field.at(state), loaded.at(state)) for state in data]
+    pairs.append((field.gap("ground", "excited"), gdml.load(tmp_path / "gap.npz")))
+    for one, other in pairs:
+        expected, found = one.uncertainty(others), other.uncertainty(others)
+        np.testing.assert_allclose(found.forces, expected.forces, rtol=1e-6)
+        np.testing.assert_allclose(found.energy, expected.energy, rtol=1e-6)
+    atoms = water(1, "ground", 3).to_atoms()[0]
+    atoms.calc = gdml.GDMLCalculator(loaded, state="excited", uncertainty=True, warn_outside=False)
+    atoms.get_forces()
+    np.testing.assert_allclose(
+        atoms.calc.results["forces_uncertainty"], loaded.at("excited").uncertainty(others).forces[0]
+    )
+
+
+def test_some_geometries_of_each_state(data):
+    field = gdml.fit_states(data, couplings=COUPLINGS, **OPTIONS)
+    some, everything = (gdml.with_uncertainty(field, data, most_unknowns=n).shared.error_model for n in (24, 1500))
+    assert everything.is_exact and not some.is_exact
+    assert torch.bincount(some.state_of).tolist() == [3, 3]
+    features = field.shared.descriptor.evaluate(torch.tensor(water(1, "ground", 3).positions))
+    a = torch.tensor([-1.0, 1.0], dtype=torch.float64)
+    more, less = (model.of(a).covariance(features)[1:, 1:] for model in (some, everything))
+    assert torch.linalg.eigvalsh(more - less).min() > -1e-6 * float(more.diagonal().max())
+
+
+def test_uncertainty_that_cannot_be(data, field):
+    with pytest.raises(DataError, match="which geometry is of which state"):
+        gdml.with_uncertainty(field, data["ground"])
+    with pytest.raises(DataError, match="not the geometries and labels"):
+        gdml.with_uncertainty(field, data | {"ground": data["ground"][1:]})
+    with pytest.raises(DataError, match="are given as {state: dataset"):
+        gdml.with_uncertainty(field, data, data["ground"])
+    with pytest.raises(ModelMismatchError, match="'triplet' was not in the training data"):
+        gdml.with_uncertainty(field, data, {"triplet": data["ground"]})
+    with pytest.raises(FitError, match="posterior variance, not of the kind 'committee'"):
+        gdml.with_uncertainty(field, data, kind="committee")
+    with pytest.raises(FitError, match="at least 16 as most_unknowns"):
+        gdml.with_uncertainty(field, data, most_unknowns=15)
 
 
 def test_labels_of_states_survive(tmp_path):
@@ -386,6 +519,45 @@ def test_calculator(field, others, tmp_path):
         gdml.GDMLCalculator(field)
     with pytest.raises(ModelMismatchError, match="knows no states, and the state 'excited' was asked for"):
         gdml.GDMLCalculator(field.at("ground"), state="excited")
+
+
+def test_errors_of_all_states(field, data):
+    others = {state: water(10, state, 3) for state in data}
+    found = gdml.evaluate(field, others)
+    assert found == {state: gdml.evaluate(field.at(state), dataset) for state, dataset in others.items()}
+    assert list(gdml.evaluate(field, {"excited": others["excited"]})) == ["excited"]
+    with pytest.raises(ModelMismatchError, match="'triplet' was not in the training data"):
+        gdml.evaluate(field, {"triplet": others["ground"]})
+    with pytest.raises(ModelMismatchError, match="knows no states"):
+        gdml.evaluate(field.at("ground"), others)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda field, dataset, atoms: gdml.evaluate(field, dataset),
+        lambda field, dataset, atoms: coverage(field, dataset),
+        lambda field, dataset, atoms: gdml.contributions(field, dataset.positions),
+        lambda field, dataset, atoms: gdml.relax(field, atoms),
+        lambda field, dataset, atoms: gdml.vibrations(field, atoms),
+        lambda field, dataset, atoms: gdml.distill(field, dataset, 20),
+        lambda field, dataset, atoms: gdml.dynamics.run_md(field, atoms, steps=1, temperature_K=300),
+        lambda field, dataset, atoms: gdml.dynamics.run_pimd(field, atoms, n_beads=2, steps=1, temperature_K=300),
+        lambda field, dataset, atoms: field.hessian(atoms.positions),
+        lambda field, dataset, atoms: field.outside(atoms.positions),
+    ],
+)
+def test_what_is_for_one_state_says_so(field, data, use):
+    with pytest.raises(ModelMismatchError, match=r"knows the states 'ground', 'excited'; .*\.at\(state\)"):
+        use(field, data["ground"], data["ground"].to_atoms()[0])
+
+
+def test_it_stays_an_ordinary_object(field):
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = field.nonsense
+    fresh = replace(field, shared=replace(field.shared))  # without functions that it keeps once it has predicted
+    for again in (copy.deepcopy(fresh), pickle.loads(pickle.dumps(fresh))):
+        np.testing.assert_array_equal(again.couplings, field.couplings)
 
 
 def test_unknown_state_is_refused(field):
@@ -508,9 +680,9 @@ def test_damaged_files(field, tmp_path):
 
 
 def test_shares_of_states():
-    assert _shares([3, 100, 40], 60) == [(0, 3), (1, 29), (2, 28)]
-    assert _shares([3, 4], 60) == [(0, 3), (1, 4)]
-    assert _shares([50, 50], 1) == [(0, 1), (1, 1)]
+    assert shares_of([3, 100, 40], 60) == [(0, 3), (1, 29), (2, 28)]
+    assert shares_of([3, 4], 60) == [(0, 3), (1, 4)]
+    assert shares_of([50, 50], 1) == [(0, 1), (1, 1)]
 
 
 def test_command_line(file, data, tmp_path, capsys):
@@ -534,3 +706,9 @@ def test_command_line(file, data, tmp_path, capsys):
     command = ["train", str(file), "--state", "level", "-o", str(model), *common]
     assert main([*command, "--use-stress"]) == 3
     assert "--use-stress does not go with --state" in capsys.readouterr().err
+    assert main([*command, "--committee"]) == 3
+    assert "--committee does not go with --state" in capsys.readouterr().err
+    assert main([*command, "--n-train", "8", "--uncertainty"]) == 0
+    assert "state excited: 2 geometries; forces MAE" in (out := capsys.readouterr().out)
+    assert out.count("coverage of 90 % intervals of forces") == 2
+    assert gdml.load(model, state="ground").uncertainty(data["ground"].positions).forces.shape == (12, 3, 3)

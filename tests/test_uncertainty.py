@@ -13,6 +13,8 @@ from gdml.pool import METHODS
 from gdml.posterior import scale_of
 from gdml.uncertainty import coverage
 
+from .dense import conditioned, dense_blocks
+
 
 @pytest.fixture(scope="module")
 def trained(frames):
@@ -22,26 +24,8 @@ def trained(frames):
 
 def dense_covariance(field, training, positions):
     """Of energy (relative to the mean) and forces of a geometry, from energies of the kernel alone by autograd."""
-    rows = torch.tensor(field.descriptor.action(field.group).rows())
-
-    def descriptor(r):
-        return field.descriptor.evaluate(r[None]).x[0]
-
-    def kernel(r, other):
-        away = (descriptor(r) - descriptor(other)[rows]).square().sum(1)
-        return field.kernel.profile((away + 1e-14).sqrt())[0].sum()
-
-    def block(a, b):
-        value = kernel(a, b)
-        row = torch.func.grad(kernel, 1)(a, b).flatten()
-        column = torch.func.grad(kernel, 0)(a, b).flatten()
-        both = torch.func.jacfwd(torch.func.grad(kernel, 0), 1)(a, b).reshape(len(column), -1)
-        return torch.cat([torch.cat([value[None], row])[None], torch.cat([column[:, None], both], 1)])
-
-    points = [torch.tensor(p) for p in [positions, *training.positions]]
+    whole = dense_blocks(field, [positions, *training.positions])
     n = 3 * training.n_atoms + 1
-    whole = torch.stack([torch.stack([block(a, b) for b in points]) for a in points]).permute(0, 2, 1, 3)
-    whole = whole.reshape(len(points) * n, -1)
     # What is observed: all slopes of the training geometries, and the mean of their energies.
     observe = torch.zeros(len(training) * (n - 1) + 1, len(whole), dtype=torch.float64)
     for k in range(len(training)):
@@ -51,10 +35,7 @@ def dense_covariance(field, training, positions):
     ask = torch.zeros(n, len(whole), dtype=torch.float64)
     ask[:, :n] = torch.eye(n)
     ask[0] -= observe[-1]
-    inner = observe @ whole @ observe.T
-    inner.diagonal().add_(field.details["noise"])
-    cross = observe @ whole @ ask.T
-    return ask @ whole @ ask.T - cross.T @ torch.linalg.solve(inner, cross)
+    return conditioned(whole, observe, ask, field.details["noise"])
 
 
 def test_variances_against_the_dense_process(frames):
@@ -165,6 +146,18 @@ def test_kernels_between_atoms(frames):
 def test_scale():
     errors = np.random.default_rng(0).normal(scale=3.0, size=20_000)
     assert scale_of(errors, np.ones(20_000)) == pytest.approx(3.0, rel=0.02)
+
+
+def test_what_symmetry_says_is_not_judged():
+    """Forces out of the plane of a planar molecule are known to be zero, and say nothing of the scale."""
+    rng = np.random.default_rng(0)
+    errors, deviations = rng.normal(size=(200, 3, 3)), np.ones((200, 3, 3))
+    expected = scale_of(errors[..., :2], deviations[..., :2])
+    errors[..., 2] = deviations[..., 2] = 0.0
+    assert scale_of(errors, deviations) == expected
+    deviations[..., 2] = 1e-9
+    assert scale_of(errors, deviations) == expected
+    assert scale_of(errors[..., 2], deviations[..., 2]) == 0.0
 
 
 def test_what_cannot_be_done_is_said(frames, force_field):

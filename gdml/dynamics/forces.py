@@ -12,6 +12,7 @@ from torch import Tensor
 from ..calculator import GDMLCalculator, check_pbc
 from ..errors import DataError, DynamicsWarning
 from ..force_field import ForceField
+from ..models import at_state
 
 
 class Forces(NamedTuple):
@@ -70,8 +71,9 @@ def batched(source: object, atoms: Atoms) -> BatchedForces:
     DataError
         If there is nothing that gives forces.
     ModelMismatchError
-        For a force field of other atoms, or periodic in another way.
+        For a force field of other atoms, or periodic in another way; for one of several states.
     """
+    source = at_state(source, None)
     if source is None:
         raise DataError("there are no forces: give a force field, a callable, or atoms with a calculator")
     if isinstance(source, ForceField):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 
 from ..baselines import Baseline
@@ -79,9 +80,12 @@ class StatesForceField:
         low, up = self._place(lower), self._place(upper)
         alone = replace(self, shared=replace(self.shared, baseline=None))
         details = {"gap": [str(self.states[low]), str(self.states[up])]}
-        return alone._combined(self.couplings[up] - self.couplings[low], self.offsets[up] - self.offsets[low], details)
+        weights = np.eye(len(self.states))[up] - np.eye(len(self.states))[low]
+        return alone._combined(weights, self.offsets[up] - self.offsets[low], details)
 
-    def predict(self, positions: ArrayLike, cell: ArrayLike | None = None) -> dict[State, Prediction]:
+    def predict(
+        self, positions: ArrayLike, cell: ArrayLike | None = None, stress: bool = False
+    ) -> dict[State, Prediction]:
         """Energies and forces of one geometry or of a batch, in all states; as `ForceField.predict`.
 
         Raises
@@ -89,16 +93,16 @@ class StatesForceField:
         DataError, BaselineError, MissingExtraError
             As there.
         """
-        return {state: field.predict(positions, cell) for state, field in zip(self.states, self._fields)}
+        return {state: field.predict(positions, cell, stress) for state, field in zip(self.states, self._fields)}
 
     @cached_property
     def _fields(self) -> list[ForceField]:
         labels = [{"state": str(state)} for state in self.states]
-        return [self._combined(*parts) for parts in zip(self.couplings, self.offsets, labels)]
+        return [self._combined(*parts) for parts in zip(np.eye(len(self.states)), self.offsets, labels)]
 
-    def _combined(self, row: np.ndarray, offset: float, details: dict[str, Any]) -> ForceField:
-        """The force field with the coefficients of each state times a number; states with zero are left out."""
-        shared, factors = self.shared, row[self.state_of]
+    def _combined(self, weights: np.ndarray, offset: float, details: dict[str, Any]) -> ForceField:
+        """The sum of the states' energies times weights (S,); geometries that have no part in it are left out."""
+        shared, factors = self.shared, (self.couplings @ weights)[self.state_of]
         used = factors != 0 if factors.any() else np.arange(len(factors)) == 0
         factors = factors[used]
         details = shared.details | {"energies": "absolute" if np.isfinite(offset) else "relative"} | details
@@ -109,11 +113,15 @@ class StatesForceField:
             w=shared.w[used] * factors[:, None],
             offset=float(offset) if np.isfinite(offset) else 0.0,
             details=details,
+            error_model=shared.error_model and shared.error_model.of(torch.tensor(weights)),
         )
 
     def _place(self, state: State | None) -> int:
         if state is None:
-            raise ModelMismatchError(f"this force field knows the states {name_states(self.states)}; say which")
+            raise ModelMismatchError(
+                f"this force field knows the states {name_states(self.states)}; say which, by .at(state), state= or "
+                "--state"
+            )
         state = plain(state)
         if state not in self.states:
             raise ModelMismatchError(
@@ -131,6 +139,15 @@ class StatesForceField:
         """
         found = [state for state in self.states if str(state) == text]
         return found[0] if found else self.states[self._place(text)]
+
+    def __getattr__(self, name: str) -> Any:
+        """Raise `ModelMismatchError` for what one state has and all do not, as functions of a force field ask for."""
+        if hasattr(ForceField, name) or name in ForceField.__dataclass_fields__:
+            raise ModelMismatchError(
+                f"this force field knows the states {name_states(self.states)}; {name!r} is for one of them: take "
+                ".at(state), or .gap(lower, upper)"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def to(self, *args, **kwargs) -> "StatesForceField":
         """The same, evaluated elsewhere or in another precision; as `ForceField.to`."""

@@ -1,8 +1,7 @@
 """Training of one force field for several states."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ from ase import Atoms
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..baselines import Baseline, as_baseline
+from ..baselines import as_baseline
 from ..checkpoints import Journal
 from ..checks import check_duplicates
 from ..contractions import check_backend, contraction
@@ -37,6 +36,7 @@ from .couplings import Evidence, check_couplings
 from .data import states_of
 from .force_field import State, StatesForceField
 from .operator import StatesOperator
+from .together import Together, differences, fingerprint
 
 MAX_UNKNOWNS = 1500  # of the matrices that couplings are learned with
 MAX_CANDIDATES = 3  # states whose metrics are compared
@@ -122,8 +122,8 @@ def fit_states(
     states = tuple(given)
     couplings = None if isinstance(couplings, str) and couplings == "auto" else check_couplings(couplings, states)
     baseline = as_baseline(baseline)
-    used = given if baseline is None else _differences(given, baseline, baseline_cache, progress)
-    together = _Together.of(used, use_energy)
+    used = given if baseline is None else differences(given, baseline, baseline_cache, progress)
+    together = Together.of(used, use_energy)
     group = symmetry_of(together.dataset, symmetry, reference, symprec)
     plan = make_plan(together.dataset, group, descriptor, kernel, noise, use_energy, False, backend, device)
     method = Method(solver, preconditioner, rank, neighbours, rtol)
@@ -136,7 +136,7 @@ def fit_states(
     if not use_energy:
         field = replace(field, offsets=_constants(field, used))
     baseline = baseline and baseline.with_example(given[states[0]])
-    details = field.details | {"fingerprint": _fingerprint(given)}
+    details = field.details | {"fingerprint": fingerprint(given)}
     return replace(field, shared=replace(field.shared, baseline=baseline, details=details).to(dtype=dtype))
 
 
@@ -144,12 +144,6 @@ def _require_energies(datasets: dict[State, Dataset]) -> None:
     without = [state for state, dataset in datasets.items() if dataset.energy is None]
     if without:
         raise DataError(f"use_energy needs energies of all states, and {without[0]!r} has none")
-
-
-def _differences(
-    datasets: dict[State, Dataset], baseline: Baseline, cache: str | Path | None, progress: bool
-) -> dict[State, Dataset]:
-    return {s: baseline.difference(dataset, cache=cache, progress=progress) for s, dataset in datasets.items()}
 
 
 def _check(state: State, dataset: Dataset, plan: Plan, x: Tensor) -> None:
@@ -161,66 +155,10 @@ def _check(state: State, dataset: Dataset, plan: Plan, x: Tensor) -> None:
         raise DataError(f"state {state!r}: {error}") from error
 
 
-def _fingerprint(datasets: dict[State, Dataset]) -> str:
-    text = " ".join(f"{state!r}:{dataset.fingerprint}" for state, dataset in datasets.items())
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class _Together:
-    """The geometries of all states in a row.
-
-    Attributes
-    ----------
-    dataset : Dataset
-        Energies are relative to the mean of their state.
-    states : (n,) int tensor
-        The place of each geometry's state.
-    means : (S,) array, eV
-        The means of the energies; NaN where there are none.
-    """
-
-    dataset: Dataset
-    states: Tensor
-    means: np.ndarray
-
-    @classmethod
-    def of(cls, datasets: dict[State, Dataset], use_energy: bool) -> "_Together":
-        parts = list(datasets.values())
-        means = np.array([np.nan if one.energy is None else one.energy.mean() for one in parts])
-        parts = [
-            replace(one, stress=None, energy=one.energy - mean if use_energy else None)
-            for one, mean in zip(parts, means)
-        ]
-        whole = parts[0]
-        for one in parts[1:]:
-            whole = whole.joined(one)
-        states = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(one) for one in parts]))
-        return cls(whole, states, means)
-
-    def some(self, most: int) -> "_Together":
-        """Up to so many geometries, of all states as equally as can be."""
-        counts = torch.bincount(self.states).tolist()
-        shares = _shares(counts, most)
-        rng, places = np.random.default_rng(0), np.arange(len(self.states))
-        drawn = [np.sort(rng.choice(places[self.states.numpy() == s], share, replace=False)) for s, share in shares]
-        drawn = np.concatenate(drawn)
-        return replace(self, dataset=self.dataset[drawn], states=self.states[drawn])
-
-
-def _shares(counts: list[int], most: int) -> list[tuple[int, int]]:
-    """How many of each state: all where there are few, and the others share what is left."""
-    shares, left = {}, most
-    for rank, s in enumerate(sorted(range(len(counts)), key=counts.__getitem__)):
-        shares[s] = min(counts[s], max(1, left // (len(counts) - rank)))
-        left -= shares[s]
-    return sorted(shares.items())
-
-
 def _search(
     plan: Plan,
     datasets: dict[State, Dataset],
-    together: _Together,
+    together: Together,
     descriptor: Descriptor | str,
     length_scale: float | str,
     couplings: np.ndarray | None,
@@ -266,7 +204,7 @@ def _chosen(plan: Plan, dataset: Dataset, descriptor: Descriptor | str, progress
 
 
 def _judged(
-    plan: Plan, chosen: Chosen, together: _Together, couplings: np.ndarray | None, start: np.ndarray | None = None
+    plan: Plan, chosen: Chosen, together: Together, couplings: np.ndarray | None, start: np.ndarray | None = None
 ) -> _Judged:
     """The couplings of the largest likelihood, or those that are given, and the likelihood."""
     labels, n_states = _labels(plan, together), len(together.means)
@@ -280,7 +218,7 @@ def _judged(
     return _Judged(plan, chosen, found.numpy(), value)
 
 
-def _with_length(best: _Judged, together: _Together, couplings: np.ndarray | None) -> _Judged:
+def _with_length(best: _Judged, together: Together, couplings: np.ndarray | None) -> _Judged:
     """The length scale of the largest likelihood: in steps to one side, then the other, as long as it gets better."""
     start = best
     for factor in (STEP, 1 / STEP):
@@ -298,12 +236,12 @@ def _with_length(best: _Judged, together: _Together, couplings: np.ndarray | Non
     return best
 
 
-def _labels(plan: Plan, together: _Together) -> Labels:
+def _labels(plan: Plan, together: Together) -> Labels:
     return labels_of(plan, together.dataset, Shares(Team(), len(together.dataset)))
 
 
 def _solve(
-    found: _Judged, together: _Together, states: tuple[State, ...], method: Method, progress: bool
+    found: _Judged, together: Together, states: tuple[State, ...], method: Method, progress: bool
 ) -> StatesForceField:
     """The solution; constants of the energies are the means of their labels."""
     plan, chosen, couplings, _ = found
