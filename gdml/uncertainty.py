@@ -86,6 +86,8 @@ def with_uncertainty(
         raise FitError(f"the kind of uncertainty is one of {', '.join(KINDS)}, not {kind!r}")
     if isinstance(force_field, StatesForceField):
         return _of_states(force_field, dataset, held_out, kind, most_unknowns)
+    if not isinstance(dataset, Dataset) or not isinstance(held_out, Dataset | None):
+        raise DataError("a force field of one state takes a Dataset; datasets by state are for those of gdml.fit_states")
     _check_known(force_field, dataset.fingerprint)
     if kind == "committee":
         found = _committee(force_field, dataset, n_members, progress)

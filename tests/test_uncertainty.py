@@ -298,3 +298,8 @@ def test_what_is_usual(frames, kind):
         spreads.append(np.sqrt((forces**2).mean()))
     # Predictions also know the mean energy of training, which takes away a few percent.
     assert np.quantile(spreads, 0.9) < found.usual < 1.05 * np.quantile(spreads, 0.9)
+
+
+def test_one_state_takes_one_dataset(force_field, frames):
+    with pytest.raises(DataError, match="fit_states"):
+        gdml.with_uncertainty(force_field, {"singlet": frames[:60]})
