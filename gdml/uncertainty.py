@@ -87,7 +87,7 @@ def with_uncertainty(
     if isinstance(force_field, StatesForceField):
         return _of_states(force_field, dataset, held_out, kind, most_unknowns)
     if not isinstance(dataset, Dataset) or not isinstance(held_out, Dataset | None):
-        raise DataError("a force field of one state takes a Dataset; datasets by state are for those of gdml.fit_states")
+        raise DataError("a force field of one state takes a Dataset; datasets by state are for gdml.fit_states")
     _check_known(force_field, dataset.fingerprint)
     if kind == "committee":
         found = _committee(force_field, dataset, n_members, progress)
