@@ -15,7 +15,15 @@ from .dataset import Dataset, read
 from .dynamics import RingPolymerMD
 from .dynamics.classical import set_thermal_momenta
 from .dynamics.settings import name_of
-from .errors import CheckpointWarning, DataError, DynamicsError, ExtrapolationWarning, FormatError, OutputError
+from .errors import (
+    CheckpointWarning,
+    DataError,
+    DynamicsError,
+    DynamicsWarning,
+    ExtrapolationWarning,
+    FormatError,
+    OutputError,
+)
 from .force_field import ForceField
 from .npz import Archive, check_writable, read_archive, refuse_another, write_archive
 from .progress import progress_bar
@@ -40,6 +48,7 @@ def sample(
     seed: int = 0,
     progress: bool = False,
     keep: str | Path | None = None,
+    partial: bool = False,
 ) -> Dataset:
     """Geometries of dynamics with a force field, with its labels; none from outside of its training region.
 
@@ -61,6 +70,8 @@ def sample(
     keep : path, optional
         A file (.npz) that gets the samples every half a minute, and what is needed to go on to the last bit as
         if there had been no kill, by the same call.
+    partial : bool
+        Whether samples found before walkers flew apart again and again are enough, with a warning.
 
     Raises
     ------
@@ -73,6 +84,8 @@ def sample(
     -----
     CheckpointWarning
         If the file cannot be written any more, as on a full disk.
+    DynamicsWarning
+        If there are fewer samples than wanted.
     """
     settings = {
         "model": f"{name_of(force_field)}, constant {force_field.offset!r} eV",
@@ -93,6 +106,10 @@ def sample(
                 file.note()
                 if bar:
                     bar(len(walks.found), n)
+        except DynamicsError as error:
+            if not (partial and walks.found):
+                raise
+            warnings.warn(f"these {len(walks.found)} samples have to do: {error}", DynamicsWarning, stacklevel=2)
         finally:  # also where the user interrupts
             file.write()
     return read(walks.found)

@@ -13,7 +13,7 @@ from ase.constraints import FixAtoms
 
 import gdml
 from gdml.cli import main
-from gdml.errors import DataError, ModelMismatchError
+from gdml.errors import DataError, DynamicsError, DynamicsWarning, ModelMismatchError
 from gdml.geometry import pair_indices
 from gdml.landscape import Likeness, as_text, climb_many, relax_many
 from gdml.landscape.saddles import softest_mode
@@ -234,6 +234,18 @@ def test_dynamics_give_starts(force_field, frames, monkeypatch, tmp_path):
     assert len(found.starts) == 8 and (tmp_path / "samples.npz").exists()
     assert not any(force_field.outside(r) for r in found.starts.positions)
     assert sum(point.count for point in found.minima) + len(found.unconverged.positions) == 8
+
+
+def test_dynamics_that_fly_apart_give_what_there_is(force_field, frames, monkeypatch):
+    monkeypatch.setattr("gdml.landscape.exploration.SPACING_FS", 5.0)
+    monkeypatch.setattr("gdml.sampling.RESTARTS", 1)
+    monkeypatch.setattr("gdml.sampling.SETTLING_FS", 5.0)
+    atoms = frames[0].to_atoms()[0]
+    with pytest.warns(DynamicsWarning, match="have to do"):
+        found = gdml.explore(force_field, atoms, n=4, temperatures=[300, 1e6])
+    assert len(found.starts) == 2
+    with pytest.raises(DynamicsError, match="flew apart"):
+        gdml.explore(force_field, atoms, n=4, temperatures=[1e6])
 
 
 BAD = {

@@ -22,7 +22,7 @@ from .relaxation import Relaxed, relax_many
 from .saddles import Climbed, climb_many
 
 TEMPERATURES = (300.0, 600.0, 1000.0)
-WALKERS, SPACING_FS = 32, 100.0  # of the dynamics, so that starts have little in common
+WALKERS, SPACING_FS = 32, 50.0  # of the dynamics, so that starts have little in common
 COARSE, FINE = 0.005, 1e-4  # eV/Å, of forces of the batch, and of one of each kind of what it gives
 ALIKE, ALIKE_ENERGY = 0.1, 2e-3  # Å and eV, within which geometries with such forces are of one kind
 SAME, SAME_ENERGY = 0.05, 1e-4  # and with the finer ones
@@ -215,7 +215,12 @@ def explore(
     DataError
         For constraints, or settings that make no sense.
     DynamicsError
-        If the dynamics fly apart again and again.
+        If the dynamics fly apart again and again, and never give a snapshot.
+
+    Warns
+    -----
+    DynamicsWarning
+        If they do so at some temperature, so that there are fewer snapshots.
     """
     force_field.check_atoms(atoms.numbers)
     check_pbc(force_field, atoms)
@@ -224,7 +229,7 @@ def explore(
         raise DataError(f"n must be at least 1 and saddles not negative, but they are {n} and {saddles}")
     atoms = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, constraint=atoms.constraints)
     if starts is None:
-        options = {"walkers": min(WALKERS, n), "spacing_fs": SPACING_FS, "keep": keep}
+        options = {"walkers": min(WALKERS, n), "spacing_fs": SPACING_FS, "keep": keep, "partial": True}
         options |= {"temperatures": temperatures, "timestep_fs": timestep_fs, "seed": seed, "progress": progress}
         starts = sample(force_field, read(atoms), n, **options)
     else:
