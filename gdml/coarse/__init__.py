@@ -1,6 +1,6 @@
 """Coarse-grained force fields: beads from atoms, priors, fits to noisy forces, dynamics, and free energies."""
 
-from .fitting import Scales, choose_scales, default_descriptor, fit, fit_ensemble, stratified
+from .fitting import WIDTH, Scales, choose_scales, default_descriptor, fit, fit_ensemble, stratified
 from .free_energy import FreeEnergy, free_energy
 from .mapping import Mapping
 from .motions import Motions
@@ -10,6 +10,7 @@ from .sampling import sample
 from .turning import turned
 
 __all__ = [
+    "WIDTH",
     "FreeEnergy",
     "Mapping",
     "Motions",

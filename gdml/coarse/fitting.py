@@ -37,7 +37,6 @@ WIDTH = 0.15  # of turns about bonds, radians
 COPIES = 8  # of each frame, of which as many are drawn as there are frames,
 DRAWN = 3000  # or this many, if there are fewer
 BINS = 20  # of dihedral angles, over which they are drawn evenly
-Positions = np.ndarray
 
 
 def default_descriptor(n_beads: int, bonds: Sequence[Sequence[int]] | None = None) -> Descriptor:
@@ -259,7 +258,9 @@ def fit(
 
     .. math:: (P K P^T + \\lambda) \\alpha = P F, \\qquad P = L^T (\\partial R / \\partial q)^T, \\qquad L L^T = C^{-1}
 
-    Beads are never exchanged with each other: give them any atomic numbers.
+    Of copies of each frame that are turned about bonds at random, as many are trained on as there are frames, or 3000
+    if there are fewer, evenly over dihedral angles. Beads are never exchanged with each other: give them any atomic
+    numbers.
 
     Parameters
     ----------
@@ -274,8 +275,9 @@ def fit(
         By default `default_descriptor`, with the bonds.
     kernel : str
     width : float
-        Of random turns about bonds (`gdml.coarse.turning`), radians, by which the free energy is smoothed. With
-        zero, forces alone are learned from, and the ensemble may be any.
+        Of random turns about bonds (`gdml.coarse.turning`), radians, by which the free energy is smoothed. They
+        move all that hangs on a bond: for chains that are long, or folded, take less. With zero, forces alone are
+        learned from, and the ensemble may be any.
     scales : Scales, optional
         By default those of `choose_scales`.
     seed : int
@@ -302,7 +304,7 @@ def fit(
 def fit_ensemble(
     beads: Dataset,
     temperature_K: float,
-    variables: Callable[[Positions], ArrayLike],
+    variables: Callable[[np.ndarray], ArrayLike],
     *,
     n_models: int = 10,
     n_first: int = 1500,
