@@ -614,12 +614,11 @@ def _median_and_range(values: Iterable[float]) -> str:
 def coarse_free_energy(result: dict) -> list[list[str]]:
     ways, alone = ("one fit", "ensemble", "forces alone"), result["reference"]["prior_alone"]
     rows = [["n", "prior", "prior alone", *ways]]
-    for prior in next(iter(result["free_energy"].values())):
+    for prior in ("bonds, angles", "bonds, angles, dihedrals", "none"):
         for n, cases in result["free_energy"].items():
-            before = alone[n].get(prior)
-            rows.append(
-                [n, prior, before and _deviation(before) or "", *(_deviation(cases[prior].get(w)) for w in ways)]
-            )
+            if prior in cases:
+                runs = alone[n].get(prior), *(cases[prior].get(way) for way in ways)
+                rows.append([n, prior, *map(_deviation, runs)])
     return rows
 
 
