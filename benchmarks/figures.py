@@ -125,7 +125,7 @@ def bond_lengths(result: dict) -> plt.Figure:
 def free_energies(result: dict) -> plt.Figure:
     """Over the two dihedral angles of alanine dipeptide: of the frames, and of dynamics with beads."""
     n, cases = list(result["free_energy"].items())[-1]
-    case = cases["bonds, angles, dihedrals"]
+    case = cases["bonds, angles"]
     counts = {"10,000 reference frames": result["reference"]["counts"]}
     counts |= {f"{way}, {n} frames": case[way]["counts"] for way in ("one fit", "ensemble")}
     figure, axes = plt.subplots(1, len(counts), figsize=(9, 3.2), layout="constrained", sharey=True)

@@ -627,45 +627,57 @@ def _median_and_range(values: Iterable[float]) -> str:
 
 
 def coarse_free_energy(result: dict) -> list[list[str]]:
-    ways = ("one fit", "ensemble")
-    rows = [["n", "prior", *ways, "energies vary by (kcal/mol)"]]
-    for n, cases in result["free_energy"].items():
-        for prior, case in cases.items():
-            energy = f"{case['energy']:.2g}"
-            rows.append([n, prior, *(_deviation(case[way]) for way in ways), energy])
+    ways, alone = ("one fit", "ensemble", "forces alone"), result["reference"]["prior_alone"]
+    rows = [["n", "prior", "prior alone", *ways]]
+    for prior in ("bonds, angles", "bonds, angles, dihedrals", "none"):
+        for n, cases in result["free_energy"].items():
+            if prior in cases:
+                runs = alone[n].get(prior), *(cases[prior].get(way) for way in ways)
+                rows.append([n, prior, *map(_deviation, runs)])
     return rows
 
 
-def _deviation(run: dict) -> str:
+def _deviation(run: dict | None) -> str:
+    if run is None:
+        return ""
     if "failed" in run:
         return f"explodes ({run['failed'].split(':')[0]})"
     return "{:.2f} ± {:.2f}".format(*run["deviation"])
 
 
 def coarse_reference(result: dict) -> list[list[str]]:
-    found = result["reference"]
-    rows = [["", "deviation (kT)"], ["halves of the frames", "{:.2f} ± {:.2f}".format(*found["halves"])]]
-    for n, cases in found["prior_alone"].items():
-        rows += [[f"prior alone ({name}), of {n} frames", _deviation(run)] for name, run in cases.items()]
+    """Of halves of the frames, and of the first and the second half of dynamics."""
+    found = result["reference"]["halves"]
+    rows = [["", "apart (kT)"], ["halves of the frames", "{:.2f} ± {:.2f}".format(*found)]]
+    for n, cases in result["free_energy"].items():
+        apart = cases["bonds, angles"]["one fit"]["late_from_early"]
+        rows.append([f"halves of dynamics with one fit of {n} frames", "{:.2f} ± {:.2f}".format(*apart)])
+    return rows
+
+
+def coarse_noise(result: dict) -> list[list[str]]:
+    kinds = {"bonds (kcal/mol/Å)": slice(0, 4), "angles (kcal/mol)": slice(4, 7), "dihedrals (kcal/mol)": slice(7, 9)}
+    rows = [["noise", *kinds]]
+    for width, sizes in result["reference"]["noise"].items():
+        name = f"after turns of {float(width):.2g}" if float(width) else "of instantaneous forces"
+        rows.append([name, *(", ".join(f"{size:.3g}" for size in sizes[some]) for some in kinds.values())])
     return rows
 
 
 def coarse_training(result: dict) -> list[list[str]]:
-    rows = [["n", "choice of scales", "one fit", "ensemble", "CG iterations of one fit"]]
-    for n, run in result["large"].items():
-        case = result["free_energy"].get(n, {}).get("bonds, angles, dihedrals")
-        choice, layers = (
-            (f"{case['seconds_choice']:.0f} s", f"{case['ensemble']['seconds']:.0f} s") if case else ("", "")
-        )
+    head = [
+        "n",
+        "trained on",
+        "choice of the length scale, wall (CPU)",
+        "one fit, wall (CPU)",
+        "CG iterations",
+        "peak memory",
+    ]
+    rows = [head]
+    for n, run in result["training"].items():
+        times = ["{seconds:.1f} s ({cpu_seconds:.1f} s)".format(**run[name]) for name in ("choice", "fit")]
         iterations = str(run["solver"].get("iterations", "closed form"))
-        rows.append([n, choice, f"{run['seconds']:.1f} s", layers, iterations])
-    return rows
-
-
-def coarse_speed(result: dict) -> list[list[str]]:
-    rows = [["training frames", "replicas", "Langevin", "overdamped"]]
-    for n, cases in result["speed"].items():
-        rows += [[n, k, *(f"{case[kind]:.0f}" for kind in ("langevin", "overdamped"))] for k, case in cases.items()]
+        rows.append([n, str(run["frames"]), *times, iterations, f"{run['peak_gb']:.1f} GB"])
     return rows
 
 
@@ -761,8 +773,8 @@ TABLES = {
     "states_uncertainty": (states_uncertainty, "states"),
     "coarse_free_energy": (coarse_free_energy, "coarse"),
     "coarse_reference": (coarse_reference, "coarse"),
+    "coarse_noise": (coarse_noise, "coarse"),
     "coarse_training": (coarse_training, "coarse"),
-    "coarse_speed": (coarse_speed, "coarse"),
     "landscape_ethanol": (landscape_ethanol, "landscape"),
     "landscape_relaxations": (landscape_relaxations, "landscape"),
     "vibrations": (vibrations, "descriptors"),

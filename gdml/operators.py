@@ -52,6 +52,9 @@ class Labels:
     shares : Shares, optional
         How a larger dataset is shared out to processes, of which these are the own
         geometries; all of them by default.
+    along : callable, optional
+        From positions (M, N, 3) to the displacements (M, 3N, q) that slopes are taken along; by default those of
+        `internal_basis`. Of others the labels have another noise.
 
     Attributes
     ----------
@@ -72,12 +75,16 @@ class Labels:
         use_energy: bool = False,
         use_stress: bool = False,
         shares: Shares | None = None,
+        along: Callable[[Tensor], Tensor] | None = None,
     ):
         self.features = features
         self.shares = shares = shares or Shares(Team(), len(dataset))
         as_tensor = features.x.new_tensor
         positions, forces = (as_tensor(a) for a in (dataset.positions, dataset.require_forces()))
-        self.basis = internal_basis(positions, rotations=not any(dataset.pbc), agree=shares.team.least)
+        if along is None:
+            self.basis = internal_basis(positions, rotations=not any(dataset.pbc), agree=shares.team.least)
+        else:
+            self.basis = along(positions)
         slopes = -torch.einsum("mi,miq->mq", forces.flatten(1), self.basis)
         if use_stress:
             volumes = np.abs(np.linalg.det(dataset.cell)).reshape(-1, 1)

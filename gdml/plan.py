@@ -59,6 +59,7 @@ class Plan:
     use_stress: bool
     backend: str
     device: torch.device
+    along: Callable[[torch.Tensor], torch.Tensor] | None = None  # displacements of the labels; see `Labels`
 
     def with_descriptor(self, descriptor: Descriptor) -> "Plan":
         """The same for another descriptor."""
@@ -311,4 +312,4 @@ def solve_plan(
 def labels_of(plan: Plan, dataset: Dataset, shares: Shares) -> Labels:
     """The labels of the own geometries."""
     own = dataset[np.arange(len(dataset))[shares.own]]
-    return Labels(features_of(plan, own, plan.use_stress), own, plan.use_energy, plan.use_stress, shares)
+    return Labels(features_of(plan, own, plan.use_stress), own, plan.use_energy, plan.use_stress, shares, plan.along)

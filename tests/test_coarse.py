@@ -14,8 +14,6 @@ import gdml
 from gdml import coarse
 from gdml.baselines import Bonded, as_baseline
 from gdml.coarse.fitting import mean_forces
-from gdml.coarse.hyperparameters import regularisation
-from gdml.coarse.noise import _turns
 from gdml.coarse.prior import far_pairs, without_prior
 from gdml.contractions import contraction
 from gdml.data import ethanol
@@ -291,37 +289,132 @@ def test_a_prior_that_explodes():
     data = beads(60)
     wall = Bonded(repulsions=[(0, 2, 30.0, 1.0)])
     with pytest.raises(BaselineError, match="the prior explodes: its force on frame .* look at its repulsions"):
-        coarse.fit(data, prior=wall)
+        coarse.fit(data, T, prior=wall)
     with pytest.raises(BaselineError, match="explodes"):  # lengths in nm, so that a bond of 1 % varies by nothing
         coarse.fit_prior(replace(data, forces=1e-6 * data.forces), T)
 
 
-# Noise
+# Motions and noise
+
+CHAIN_MOTIONS = coarse.Motions(5, [(i, i + 1) for i in range(4)])
 
 
-def test_turns(rng):
-    positions = torch.tensor(rng.normal(size=(6, 5, 3)))
-    turn = torch.linalg.qr(torch.tensor(rng.normal(size=(6, 3, 3))))[0]
-    turn = turn * torch.linalg.det(turn)[:, None, None]
-    torch.testing.assert_close(_turns(positions, positions @ turn + 1.0), turn)
+def turns_of_space(n: int, seed: int = 5) -> np.ndarray:
+    turn = np.linalg.qr(np.random.default_rng(seed).normal(size=(n, 3, 3)))[0]
+    return turn * np.linalg.det(turn)[:, None, None]
 
 
-@pytest.mark.parametrize("noise", [0.3, 1.0])
-def test_noise_is_found_again(noise):
-    """Around a mean force that is smaller, and bends the frames about at random."""
-    data = beads(1500, noise)
-    soft = replace(data, forces=data.forces - 0.9 * beads(1500).forces)
-    turned = np.linalg.qr(np.random.default_rng(5).normal(size=(1500, 3, 3)))[0]
-    turned *= np.linalg.det(turned)[:, None, None]
-    soft = replace(soft, positions=soft.positions @ turned, forces=soft.forces @ turned)
-    found = coarse.estimate_noise(soft, coarse.default_descriptor(5))
-    assert found.mean == pytest.approx(noise**2, abs=4 * found.error)
-    assert found.error < 0.12 * noise**2 + 0.02
+def test_motions_are_dual_to_internal_coordinates():
+    """Along one of them, one length, angle or dihedral changes by one, and no other."""
+    leaf = torch.tensor(chains(6)).requires_grad_()
+    triples = [(0, 1, 2), (1, 2, 3), (2, 3, 4)]
+    found = lengths(leaf, [(i, i + 1) for i in range(4)]), angles(leaf, triples), dihedrals(leaf, ANGLES)
+    slopes = [torch.autograd.grad(q.sum(), leaf, retain_graph=True)[0].flatten(1) for q in torch.cat(found, 1).T]
+    duality = torch.stack(slopes, 1) @ CHAIN_MOTIONS.along(leaf.detach())
+    torch.testing.assert_close(duality, torch.eye(9, dtype=torch.float64).expand(6, 9, 9), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "n, bonds, n_turns",
+    [
+        (6, [(0, 1), (1, 2), (1, 3), (3, 4), (3, 5)], 1),
+        (6, [(0, 1), (1, 2), (2, 3), (3, 0), (3, 4), (4, 5)], 1),  # a ring and a tail
+        (4, [(0, 1), (0, 2), (0, 3)], 0),
+        (2, [(0, 1)], 0),
+    ],
+)
+def test_motions_of_branches_and_rings(n, bonds, n_turns, rng):
+    motions, positions = coarse.Motions(n, bonds), torch.tensor(rng.normal(size=(3, n, 3)))
+    along = motions.along(positions)
+    assert along.shape == (3, 3 * n, max(1, 3 * n - 6)) and len(motions.turns) == n_turns
+    assert (torch.linalg.matrix_rank(along) == along.shape[2]).all()
+    moved = motions.turned(positions, torch.full((3, n_turns), 0.7))
+    torch.testing.assert_close(lengths(moved, bonds), lengths(positions, bonds))
+    if n_turns:
+        change = dihedrals(moved, motions.dihedrals) - dihedrals(positions, motions.dihedrals)
+        torch.testing.assert_close(change.cos(), torch.full_like(change, np.cos(0.7)))
+        step = (motions.turned(positions, torch.full((3, 1), 1e-6)) - positions).flatten(1) / 1e-6
+        slopes = torch.linalg.lstsq(along, step[..., None]).solution[..., 0]
+        expected = torch.zeros_like(slopes)
+        expected[:, motions.turns] = 1.0
+        torch.testing.assert_close(slopes, expected, atol=1e-4, rtol=0)
+
+
+def test_beads_apart_have_no_motions():
+    with pytest.raises(DataError, match=r"leave the beads \[\[0, 1\], \[2\]\] apart"):
+        coarse.Motions(3, [(0, 1)])
+
+
+def test_generalised_forces_and_back(rng):
+    positions, g = torch.tensor(chains(4)), torch.tensor(rng.normal(size=(4, 9)))
+    forces = CHAIN_MOTIONS.cartesian(positions, g)
+    torch.testing.assert_close(CHAIN_MOTIONS.generalised(positions, forces), g)
+    torch.testing.assert_close(forces.sum(1), torch.zeros(4, 3, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def uneven_noise(positions: np.ndarray, covariance: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Forces of zero mean, whose generalised forces have a covariance."""
+    g = np.random.default_rng(seed).multivariate_normal(np.zeros(9), covariance, size=len(positions))
+    return CHAIN_MOTIONS.cartesian(torch.tensor(positions), torch.tensor(g)).numpy()
+
+
+def uneven() -> np.ndarray:
+    """A covariance of noise that is strong along bonds, weak along turns, and correlated."""
+    factor = np.tril(0.3 * np.random.default_rng(1).normal(size=(9, 9))) + np.eye(9)
+    factor *= np.array([1.0, 1.5, 0.8, 1.0, 0.6, 0.5, 0.5, 0.1, 0.05])[:, None]
+    return factor @ factor.T
+
+
+def test_noise_is_found_again():
+    """Around a mean force that is smaller, of frames that are turned at random."""
+    covariance, data = uneven(), beads(2000)
+    forces = 0.1 * data.forces + uneven_noise(data.positions, covariance)
+    turned = turns_of_space(2000)
+    found = [
+        coarse.estimate_noise(replace(data, positions=r, forces=f), coarse.default_descriptor(5), CHAIN_MOTIONS)
+        for r, f in ((data.positions, forces), (data.positions @ turned, forces @ turned))
+    ]
+    np.testing.assert_allclose(*found, atol=1e-9)
+    size = np.sqrt(np.diagonal(covariance))
+    np.testing.assert_allclose(found[0] / size / size[:, None], covariance / size / size[:, None], atol=0.25)
+
+
+def test_noise_is_positive_where_there_is_none():
+    found = coarse.estimate_noise(beads(60), coarse.default_descriptor(5), CHAIN_MOTIONS)
+    assert np.linalg.eigvalsh(found).min() > 0
 
 
 def test_noise_needs_frames():
     with pytest.raises(DataError, match="too few to estimate"):
-        coarse.estimate_noise(beads(20), coarse.default_descriptor(5))
+        coarse.estimate_noise(beads(20), coarse.default_descriptor(5), CHAIN_MOTIONS)
+
+
+def boltzmann(n: int, seed: int = 0) -> np.ndarray:
+    """Chains as `CHAIN` has them in equilibrium at 300 K, its dihedral angles included."""
+    found = chains(20 * n, seed)
+    energy, _ = Bonded(dihedrals=CHAIN.options["dihedrals"]).batch(torch.tensor(found))
+    chances = np.exp(-(energy - energy.min()).numpy() / KT)
+    kept = found[np.random.default_rng(seed).random(len(found)) < chances]
+    assert len(kept) >= n
+    return kept[:n]
+
+
+@pytest.mark.parametrize("noise", [0.0, 2.0])
+def test_turned_frames_have_the_mean_force_of_their_density(noise):
+    r"""By parts, ⟨g h(φ)⟩ = -kT ⟨h'(φ)⟩ for any h; noise of forces is no more than that of the turns."""
+    positions, width = boltzmann(2000), 0.2
+    _, forces = CHAIN.batch(torch.tensor(positions))
+    forces = forces.numpy() + noise * np.random.default_rng(3).normal(size=positions.shape)
+    data = gdml.Dataset(positions=positions, numbers=[6] * 5, forces=forces)
+    found = coarse.turned(data, CHAIN_MOTIONS, T, width, PRIOR, np.random.default_rng(4))
+    positions = torch.tensor(found.positions)
+    g, phi = CHAIN_MOTIONS.generalised(positions, torch.tensor(found.forces)), dihedrals(positions, ANGLES)
+    for h, slope in ((phi.cos(), -phi.sin()), (phi.sin(), phi.cos()), ((2 * phi).cos(), -2 * (2 * phi).sin())):
+        terms = g[:, 7:] * h + KT * slope
+        assert (terms.mean(0).abs() < 4 * terms.std(0) / 2000**0.5).all()
+    assert (g[:, 7:].std(0) < 1.05 * KT / width).all()
+    untouched = CHAIN_MOTIONS.generalised(torch.tensor(data.positions), torch.tensor(data.forces))
+    torch.testing.assert_close(g[:, :7], untouched[:, :7])
 
 
 # Fits
@@ -334,35 +427,110 @@ def noisy() -> gdml.Dataset:
 
 @pytest.fixture(scope="module")
 def given(noisy) -> coarse.Scales:
-    return coarse.choose_scales(noisy, prior=PRIOR, length_scale=2.0, noise=0.3, signal=0.2)
+    return coarse.Scales(2.0, 0.05, 0.09 * UNIT)
 
 
 PRIOR = Bonded(bonds=CHAIN.options["bonds"], angles=CHAIN.options["angles"])
+# Generalised forces that forces with independent noise of 1 eV/Å have.
+UNIT = np.mean([a.T @ a for a in CHAIN_MOTIONS.along(torch.tensor(chains(200))).numpy()], axis=0)
+FORCES = {"prior": PRIOR, "width": 0.0}
 
 
-def test_one_fit_is_the_posterior_mean(noisy, given):
-    """Of a Gaussian process whose forces vary by the signal, with the noise on the diagonal, in dense matrices."""
-    field = coarse.fit(noisy, prior=PRIOR, scales=given)
-    assert given.noise == 0.3 and given.signal == 0.2
-    difference = without_prior(noisy, PRIOR)
+def dense(data: gdml.Dataset, along=None, length_scale: float = 2.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The kernel matrix, labels and their directions."""
     group = gdml.PermutationGroup.trivial(5)
     plan = make_plan(
-        noisy, group, coarse.default_descriptor(5), "matern52", 0, False, False, "auto", torch.device("cpu")
+        data, group, coarse.default_descriptor(5), "matern52", 0, False, False, "auto", torch.device("cpu")
     )
-    labels = labels_of(plan, difference, Shares(Team(), 160))
-    jets = contraction(plan.kernel.with_length_scale(2.0), labels.features.x, plan.action)
-    lower = TrainingOperator(jets, labels, 0.0).to_dense()
-    kernel = torch.tril(lower) + torch.tril(lower, -1).mT
-    prior_variance = 0.2**2 * kernel / kernel.diagonal().mean()
-    noise = 0.3**2 * torch.eye(len(kernel), dtype=torch.float64)
-    expected = prior_variance @ torch.linalg.solve(prior_variance + noise, labels.values.flatten())
+    labels = labels_of(replace(plan, along=along), data, Shares(Team(), len(data)))
+    jets = contraction(plan.kernel.with_length_scale(length_scale), labels.features.x, plan.action)
+    operator = TrainingOperator(jets, labels, 0.0)
+    lower = operator.to_dense()
+    matrix = torch.tril(lower) + torch.tril(lower, -1).mT
+    v = torch.arange(len(matrix), dtype=matrix.dtype).sin()
+    torch.testing.assert_close(operator.matmul(v), matrix @ v)
+    return matrix, labels.values, labels.basis
+
+
+def test_labels_along_other_motions(noisy):
+    """The matrix between them is that of Cartesian slopes, multiplied by the motions from both sides."""
+    few = noisy[:6]
+    whitened = CHAIN_MOTIONS.whitened(torch.tensor(uneven()))
+    found, values, basis = dense(few, whitened)
+    plain, slopes, orthonormal = dense(few)
+    change = torch.block_diag(*(orthonormal.mT @ basis))
+    torch.testing.assert_close(found, change.mT @ plain @ change)
+    torch.testing.assert_close(values.flatten(), change.mT @ slopes.flatten())
+
+
+def test_whitened_noise_is_independent():
+    positions = chains(20_000)
+    noise = torch.tensor(uneven_noise(positions, uneven()))
+    along = CHAIN_MOTIONS.whitened(torch.tensor(uneven()))(torch.tensor(positions))
+    values = torch.einsum("mi,miq->mq", noise.flatten(1), along)
+    torch.testing.assert_close(values.mT.cov(), torch.eye(9, dtype=torch.float64), atol=0.05, rtol=0)
+
+
+def test_one_fit_is_the_posterior_mean(noisy):
+    """Of a Gaussian process of energies with a variance, and generalised forces with noise, in dense matrices."""
+    scales = coarse.Scales(2.0, 0.05, uneven())
+    field = coarse.fit(noisy, T, **FORCES, scales=scales)
+    assert field.details["coarse"]["energy"] == 0.05
+    kernel, values, basis = dense(without_prior(noisy, PRIOR), CHAIN_MOTIONS.along)
+    noise = torch.block_diag(*[torch.tensor(uneven())] * len(noisy))
+    expected = 0.05**2 * kernel @ torch.linalg.solve(0.05**2 * kernel + noise, values.flatten())
     forces = torch.tensor(field.predict(noisy.positions).forces) - PRIOR.batch(torch.tensor(noisy.positions))[1]
-    found = -torch.einsum("mi,miq->mq", forces.flatten(1), labels.basis)
-    torch.testing.assert_close(found.flatten(), expected, rtol=1e-6, atol=1e-8)
+    found = -torch.einsum("mi,miq->mq", forces.flatten(1), basis)
+    torch.testing.assert_close(found.flatten(), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_fits_do_not_depend_on_how_frames_are_turned(noisy):
+    turn = turns_of_space(len(noisy))
+    other = replace(noisy, positions=noisy.positions @ turn, forces=noisy.forces @ turn)
+    fields = [
+        coarse.fit(one, T, **FORCES, scales=coarse.Scales(2.0, 0.05, uneven()), solver="cholesky")
+        for one in (noisy, other)
+    ]
+    np.testing.assert_allclose(*(f.predict(noisy.positions).forces for f in fields), atol=1e-8)
+
+
+def test_noise_as_it_is_beats_noise_as_a_number():
+    """On the mean: forces of other chains are found better than with the same noise in all directions."""
+    positions, others = chains(100), beads(100, seed=9)
+    _, exact = CHAIN.batch(torch.tensor(positions))
+    isotropic = np.trace(uneven()) / np.trace(UNIT) * UNIT
+    errors = []
+    for seed in range(3):
+        forces = exact.numpy() + uneven_noise(positions, uneven(), seed)
+        data = gdml.Dataset(positions=positions, numbers=[6, 7, 6, 6, 7], forces=forces)
+        fields = [coarse.fit(data, T, **FORCES, scales=coarse.Scales(2.0, 0.05, c)) for c in (uneven(), isotropic)]
+        errors.append([np.square(f.predict(others.positions).forces - others.forces).mean() for f in fields])
+    as_it_is, as_a_number = np.mean(errors, axis=0)
+    assert as_it_is < 0.7 * as_a_number
+
+
+def test_positions_teach_what_forces_do_not(monkeypatch):
+    """Of frames whose forces are all noise, torques about dihedral angles are learned from where they are."""
+    monkeypatch.setattr(coarse.fitting, "DRAWN", 1200)  # for less time
+    positions = boltzmann(500)
+    noise = np.random.default_rng(2).normal(size=positions.shape)
+    data = gdml.Dataset(positions=positions, numbers=[6, 7, 6, 6, 7], forces=3.0 * noise)
+    data = replace(data, forces=data.forces + PRIOR.batch(torch.tensor(positions))[1].numpy())
+    others = torch.tensor(boltzmann(100, seed=9))
+    g = CHAIN_MOTIONS.generalised(others, CHAIN.batch(others)[1] - PRIOR.batch(others)[1])[:, 7:]
+    errors = []
+    for width in (0.2, 0.0):
+        scales = coarse.choose_scales(data, T, prior=PRIOR, width=width, length_scale=1.0, energy=KT)
+        field = coarse.fit(data, T, prior=PRIOR, width=width, scales=scales)
+        learned = torch.tensor(field.predict(others.numpy()).forces) - PRIOR.batch(others)[1]
+        found = CHAIN_MOTIONS.generalised(others, learned)[:, 7:]
+        errors.append(float((found - g).square().mean() / g.square().mean()))
+    assert errors[0] < 0.25 < errors[1]
 
 
 def test_iterations_find_the_same(noisy, given):
-    exact, iterated = (coarse.fit(noisy, prior=PRIOR, scales=given, solver=s, rtol=1e-8) for s in ("cholesky", "cg"))
+    options = FORCES | {"scales": given, "rtol": 1e-8}
+    exact, iterated = (coarse.fit(noisy, T, **options, solver=s) for s in ("cholesky", "cg"))
     both = [one.predict(noisy.positions).forces for one in (exact, iterated)]
     np.testing.assert_allclose(*both, atol=1e-6)
 
@@ -372,9 +540,8 @@ def test_it_learns_below_the_noise():
     others, noise = beads(200, seed=9), 0.1
     errors = []
     for n in (50, 400):
-        data = beads(n, noise)
-        scales = coarse.choose_scales(data, prior=PRIOR, length_scale=2.0, noise=noise, signal=0.03)
-        found = coarse.fit(data, prior=PRIOR, scales=scales).predict(others.positions).forces
+        scales = coarse.Scales(2.0, 0.05, noise**2 * UNIT)
+        found = coarse.fit(beads(n, noise), T, **FORCES, scales=scales).predict(others.positions).forces
         errors.append(np.sqrt(np.mean((found - others.forces) ** 2)))
     _, of_prior = PRIOR.batch(torch.tensor(others.positions))
     alone = float((of_prior - torch.tensor(others.forces)).square().mean().sqrt())
@@ -383,7 +550,7 @@ def test_it_learns_below_the_noise():
 
 
 def test_mirror_images_have_different_energies(noisy, given):
-    field = coarse.fit(noisy, prior=PRIOR, scales=given)
+    field = coarse.fit(noisy, T, **FORCES, scales=given)
     mirrored = noisy.positions * [1, 1, -1]
     energy, other = field.predict(noisy.positions[:20]).energy, field.predict(mirrored[:20]).energy
     exact, exact_other = (CHAIN.batch(torch.tensor(r[:20]))[0].numpy() for r in (noisy.positions, mirrored))
@@ -391,45 +558,49 @@ def test_mirror_images_have_different_energies(noisy, given):
 
 
 def test_files_hold_priors(noisy, given, tmp_path):
-    field = coarse.fit(noisy, prior=PRIOR, scales=given)
+    field = coarse.fit(noisy, T, **FORCES, scales=given)
     field.save(tmp_path / "beads.npz")
     loaded = gdml.load(tmp_path / "beads.npz")
     np.testing.assert_array_equal(*(one.predict(noisy.positions[:5]).forces for one in (field, loaded)))
-    assert loaded.details["coarse"]["noise"] == 0.3
-
-
-def scales_of(found: coarse.Scales) -> tuple[float, float]:
-    return found.length_scale, found.regularisation
+    assert loaded.details["coarse"]["energy"] == 0.05
 
 
 def test_choice_of_scales():
-    data = beads(120, 0.05)
-    found = coarse.choose_scales(data, prior=PRIOR)
+    """The energy is 2 kT for each of two turns; lengths within a standard error of the best, as short as can be."""
+    data = beads(80, 0.05)
+    found = coarse.choose_scales(data, T, **FORCES)
+    assert found.energy == pytest.approx(2 * KT * 2**0.5)
     best = min(found.candidates, key=lambda one: one.error)
-    (taken,) = [one for one in found.candidates if (one.length_scale, one.noise) == scales_of(found)]
-    more = taken.minus(best)
-    assert more.mean <= more.error or taken is best
-    assert all(one.noise <= taken.noise or one.minus(best).mean > one.minus(best).error for one in found.candidates)
-    assert found.noise == pytest.approx(0.05, rel=0.3)
-    difference = without_prior(data, PRIOR)
-    plan = make_plan(
-        difference, gdml.PermutationGroup.trivial(5), coarse.default_descriptor(5), "matern52", 0, False, False, "auto",
-        torch.device("cpu"),
-    )  # fmt: skip
-    ratio = found.signal / found.noise
-    assert found.regularisation == pytest.approx(regularisation(plan, difference, found.length_scale, ratio))
+    near = [one for one in found.candidates if one is best or one.minus(best).mean <= one.minus(best).error]
+    assert found.length_scale == min(one.length_scale for one in near)
     assert len(found.details["tried"]) == len(found.candidates) - 1
+    np.testing.assert_allclose(np.diagonal(found.noise), 0.05**2 * np.diagonal(UNIT), rtol=0.5)
+
+
+def test_choice_of_scales_without_a_prior():
+    """Of those within a standard error of the best, the largest λ, by ratios of signal to noise."""
+    data = beads(60, 0.05)
+    found = coarse.choose_scales(data, T, width=0.0)
+    best = min(found.candidates, key=lambda one: one.error)
+    (taken,) = [one for one in found.candidates if (one.length_scale, one.energy) == (found.length_scale, found.energy)]
+    assert taken is best or taken.minus(best).mean <= taken.minus(best).error
+    assert all(one.noise <= taken.noise or one.minus(best).mean > one.minus(best).error for one in found.candidates)
+    assert len({one.energy for one in found.candidates}) > 2
 
 
 def test_scales_that_cannot_be(noisy):
     with pytest.raises(DataError, match="no forces"):
-        coarse.fit(replace(noisy, forces=None))
+        coarse.fit(replace(noisy, forces=None), T)
     with pytest.raises(DataError, match="give both, or none"):
-        coarse.choose_scales(noisy, length_scale=1.0)
+        coarse.choose_scales(noisy, T, length_scale=1.0)
     with pytest.raises(DataError, match="must be positive"):
-        coarse.choose_scales(noisy, length_scale=1.0, signal=-0.1)
+        coarse.choose_scales(noisy, T, length_scale=1.0, energy=-0.1)
+    with pytest.raises(DataError, match="positive definite matrix of the 9"):
+        coarse.choose_scales(noisy, T, noise=np.eye(3))
+    with pytest.raises(DataError, match="width must be positive"):
+        coarse.choose_scales(noisy, T, width=-0.1)
     with pytest.raises(FitError, match="too few to choose"):
-        coarse.choose_scales(noisy[:6], noise=0.3)
+        coarse.choose_scales(noisy[:6], T, noise=np.eye(9))
 
 
 # Two layers
@@ -448,36 +619,47 @@ def test_stratified_draws_are_even(rng):
         coarse.stratified(values[:, 0], 10, 3, rng)
 
 
-def test_mean_forces():
-    data = beads(4)
-    forces = data.forces + np.array([-0.1, 0.3, -0.2])[:, None, None, None]
-    found, error = mean_forces(data, forces)
-    np.testing.assert_allclose(found.forces, data.forces, atol=1e-12)
-    assert error == pytest.approx(np.sqrt(np.var([-0.1, 0.3, -0.2], ddof=1) * 15 / 9 / 3))
+def test_mean_forces(rng):
+    data, noise = beads(4), rng.normal(size=(3, 4, 9))
+    positions = torch.tensor(data.positions)
+    forces = data.forces + np.array([CHAIN_MOTIONS.cartesian(positions, torch.tensor(one)).numpy() for one in noise])
+    found, covariance = mean_forces(data, forces, CHAIN_MOTIONS)
+    np.testing.assert_allclose(found.forces, forces.mean(0), atol=1e-12)
+    expected = np.mean([np.cov(noise[:, k].T) for k in range(4)], axis=0) / 3
+    np.testing.assert_allclose(covariance, expected, atol=1e-12)
+
+
+def angles_of_chains(positions: np.ndarray) -> np.ndarray:
+    return dihedrals(torch.tensor(positions), ANGLES).numpy()
 
 
 def test_ensemble_against_its_formula(noisy, given):
     """Two models of all frames are the same one; the second layer then goes through its forces."""
-    variables = dihedrals(torch.tensor(noisy.positions), ANGLES).numpy()
     n = len(noisy)
-    options = {"n_models": 2, "n_first": n, "n_second": n, "prior": PRIOR, "scales": given}
-    field = coarse.fit_ensemble(noisy, variables, **options)
-    single = coarse.fit(noisy, prior=PRIOR, scales=given)
-    assert field.details["ensemble"]["mean_force_noise"] == pytest.approx(1e-3 * given.signal)
+    options = FORCES | {"n_models": 2, "n_first": n, "n_second": n, "scales": given}
+    field = coarse.fit_ensemble(noisy, T, angles_of_chains, **options)
+    single = coarse.fit(noisy, T, **FORCES, scales=given)
+    assert field.details["ensemble"]["noise"] == pytest.approx(1e-3 * np.sqrt(np.diagonal(given.noise)))
     both = [one.predict(noisy.positions).forces for one in (field, single)]
     np.testing.assert_allclose(*both, atol=2e-3)
     assert np.abs(both[0] - noisy.forces).max() > 0.3  # and not through the noise
 
 
 def test_ensembles_differ_by_what_they_are_averaged_for(noisy, given):
-    variables = dihedrals(torch.tensor(noisy.positions), ANGLES).numpy()
     sizes = {"n_first": 60, "n_second": 100}
-    found = [coarse.fit_ensemble(noisy, variables, n_models=k, prior=PRIOR, scales=given, **sizes) for k in (3, 12)]
-    few, many = (field.details["ensemble"]["mean_force_noise"] for field in found)
-    assert few / many == pytest.approx(2.0, rel=0.3)
+    found = [
+        coarse.fit_ensemble(noisy, T, angles_of_chains, n_models=k, **FORCES, scales=given, **sizes) for k in (3, 12)
+    ]
+    few, many = (np.array(field.details["ensemble"]["noise"]) for field in found)
+    assert np.mean(few / many) == pytest.approx(2.0, rel=0.3)
     assert len(found[0].y) == 100
     with pytest.raises(DataError, match="at least two models"):
-        coarse.fit_ensemble(noisy, variables, n_models=1)
+        coarse.fit_ensemble(noisy, T, angles_of_chains, n_models=1)
+
+
+def test_copies_are_drawn_for_barriers(noisy, given):
+    """As many as there are frames, three thousand at least, as far as copies reach."""
+    assert len(coarse.fit(noisy, T, prior=PRIOR, scales=given).y) == 8 * len(noisy)
 
 
 # Dynamics
@@ -519,7 +701,7 @@ def test_sampling_a_well(dynamics):
 @pytest.mark.parametrize("dynamics", ["langevin", "overdamped"])
 def test_leaving_the_region_is_said(noisy, given, dynamics):
     """Of beads that nothing holds together."""
-    field = coarse.fit(noisy[:40], prior=PRIOR, scales=given)
+    field = coarse.fit(noisy[:40], T, **FORCES, scales=given)
     free, starts = replace(field, w=0 * field.w, baseline=None), noisy.positions[:3]
     with pytest.raises(DynamicsError, match="apart, in training"):
         coarse.sample(free, starts, temperature_K=T, steps=2000, dynamics=dynamics, diffusion=1e-3, seed=0)
@@ -645,8 +827,8 @@ def test_pictures(quadruples, tmp_path):
 
 def test_the_default_descriptor_follows_the_priors_bonds(noisy):
     star = Bonded(bonds=[(0, 1, 1.0, 1.5), (1, 2, 1.0, 1.5), (1, 3, 1.0, 2.0), (3, 4, 1.0, 1.5)])
-    scales = coarse.choose_scales(noisy, prior=star, length_scale=2.0, noise=0.3, signal=0.2)
-    field = coarse.fit(noisy[:20], prior=star, scales=scales)
+    scales = coarse.Scales(2.0, 0.05, np.eye(9))
+    field = coarse.fit(noisy[:20], T, prior=star, width=0.0, scales=scales)
     assert field.descriptor.parts[1].quadruples == ((0, 1, 3, 4), (2, 1, 3, 4))
 
 

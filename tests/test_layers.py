@@ -124,7 +124,9 @@ LAYERS = [
     ],
     [
         "coarse.mapping",
+        "coarse.motions",
         "coarse.prior",
+        "coarse.turning",
         "coarse.noise",
         "coarse.hyperparameters",
         "coarse.fitting",

@@ -1,15 +1,15 @@
 r"""The noise of instantaneous forces, from the data alone.
 
 The force on beads depends on atoms that beads do not show: over frames with the same beads it has a mean, which is
-to be learned, and a variance, which is the noise of the training system. No two frames have the same beads. But
-half the mean squared difference γ of forces of frames that are δ apart (squared, in the descriptor) goes to the
-noise σ² as δ goes to zero; over near neighbours,
+to be learned, and a covariance, which is the noise of the training system. It is far from the same in all
+directions: bonds to atoms that are in no bead pull hard, and little of that turns a dihedral angle. So it is
+estimated as a matrix C of the generalised forces g along bonds, angles and dihedrals (`gdml.coarse.motions`). No two
+frames have the same beads. But half the mean product Γ of the differences of g between frames that are δ apart
+(squared, in the descriptor) goes to the noise as δ goes to zero; over near neighbours,
 
-.. math:: \gamma = \sigma^2 + A \delta .
+.. math:: \Gamma = \frac{1}{2} \langle \Delta g \, \Delta g^{\mathsf T} \rangle = C + A \delta .
 
-Forces are compared after one frame has been turned onto the other, and without their parts along rigid motions.
-
-Source: A. Stefánsson, N. Končar, A. J. Jones, Neural Comput. Appl. 5, 131 (1997), the Gamma test.
+Source: A. Stefánsson, N. Končar, A. J. Jones, Neural Comput. Appl. 5, 131 (1997), the Gamma test, of one variable.
 """
 
 import numpy as np
@@ -18,17 +18,16 @@ from scipy.spatial import cKDTree
 
 from ..dataset import Dataset
 from ..descriptors import Descriptor
-from ..dynamics.averages import Average
 from ..errors import DataError
-from ..geometry import internal_basis
+from .motions import Motions
 
 NEIGHBOURS = 10
 FEWEST = 50  # frames
-BLOCKS = 20  # of frames, each left out once for the error
+LEAST = 1e-2  # of the variance along each eigenvector of Γ, that is noise
 
 
-def estimate_noise(beads: Dataset, descriptor: Descriptor) -> Average:
-    """The variance of each internal component of the instantaneous forces about their mean, (eV/Å)².
+def estimate_noise(beads: Dataset, descriptor: Descriptor, motions: Motions) -> np.ndarray:
+    """The covariance of instantaneous generalised forces about their mean.
 
     Parameters
     ----------
@@ -36,11 +35,12 @@ def estimate_noise(beads: Dataset, descriptor: Descriptor) -> Average:
         With forces, less the prior's if there is one, since what is stiff has no near neighbours.
     descriptor : Descriptor
         By which neighbours are found, such as `default_descriptor`.
+    motions : Motions
 
     Returns
     -------
-    Average
-        With a standard error by leaving out blocks of the frames.
+    (q, q) array
+        In (eV/Å)² of bonds and eV² of angles and dihedrals, in radians; positive definite.
 
     Raises
     ------
@@ -53,29 +53,20 @@ def estimate_noise(beads: Dataset, descriptor: Descriptor) -> Average:
     bound = descriptor.bound(beads.numbers, beads.positions, beads.pbc)
     x = bound.evaluate(positions).x.numpy()
     distances, neighbours = cKDTree(x).query(x, NEIGHBOURS + 1)
-    basis = internal_basis(positions)
-    forces = torch.einsum("mik,mjk,mj->mi", basis, basis, forces.flatten(1)).view_as(forces)
-    squares = np.empty((len(beads), NEIGHBOURS))
-    for k in range(NEIGHBOURS):
-        other = torch.tensor(neighbours[:, k + 1])
-        turned = forces[other] @ _turns(positions[other], positions)
-        squares[:, k] = (forces - turned).square().sum((1, 2)).numpy() / (2 * basis.shape[2])
-    separations = distances[:, 1:] ** 2
-    everything = _intercept(separations, squares)
-    parts = np.array_split(np.arange(len(beads)), BLOCKS)
-    without = [_intercept(np.delete(separations, some, 0), np.delete(squares, some, 0)) for some in parts]
-    return Average(everything, float(np.sqrt((BLOCKS - 1) * np.var(without))))
+    g = motions.generalised(positions, forces).numpy()
+    products = []
+    for k in range(1, NEIGHBOURS + 1):
+        difference = g - g[neighbours[:, k]]
+        products.append(difference.T @ difference / (2 * len(g)))
+    products, separations = np.array(products), (distances[:, 1:] ** 2).mean(0)
+    intercepts = np.polynomial.polynomial.polyfit(separations, products.reshape(NEIGHBOURS, -1), 1)[0]
+    return _positive(intercepts.reshape(g.shape[1], -1), products.mean(0))
 
 
-def _turns(moved: torch.Tensor, still: torch.Tensor) -> torch.Tensor:
-    """Rotations (M, 3, 3), to be applied from the right, that bring frames (M, N, 3) onto others best (Kabsch)."""
-    a, b = (r - r.mean(1, keepdim=True) for r in (moved, still))
-    left, _, right = torch.linalg.svd(a.mT @ b)
-    sign = torch.linalg.det(left @ right)
-    left = torch.cat([left[..., :2], left[..., 2:] * sign[:, None, None]], 2)
-    return left @ right
-
-
-def _intercept(separations: np.ndarray, squares: np.ndarray) -> float:
-    """γ at δ = 0 by a line through the means over frames of each order of neighbours."""
-    return float(np.polynomial.Polynomial.fit(separations.mean(0), squares.mean(0), 1)(0.0))
+def _positive(matrix: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """A symmetric matrix with eigenvalues of at least a part of those of another one, that is positive definite."""
+    lower = np.linalg.cholesky(scale)
+    inverse = np.linalg.inv(lower)
+    values, vectors = np.linalg.eigh(inverse @ (0.5 * (matrix + matrix.T)) @ inverse.T)
+    half = lower @ vectors
+    return half * np.maximum(values, LEAST) @ half.T
