@@ -197,6 +197,13 @@ def dihedral_of_oxygen(atoms):
     return angle - 360 if angle > 180 else angle
 
 
+def test_single_precision_finds_the_same(found, force_field, frames):
+    """Points themselves are in double precision."""
+    again = gdml.explore(force_field.to(dtype="float32"), frames[0].to_atoms()[0], starts=frames[:60])
+    assert [p.count for p in again.minima] == [p.count for p in found.minima]
+    np.testing.assert_allclose([p.energy for p in again.minima], [p.energy for p in found.minima], atol=1e-7)
+
+
 def test_order_of_atoms_and_frame_do_not_matter(found, force_field, frames, rng):
     """Copies of the starts by the group, turned, end at the same points."""
     rotation = np.linalg.qr(rng.normal(size=(3, 3)))[0]

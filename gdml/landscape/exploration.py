@@ -183,7 +183,8 @@ def explore(
     Parameters
     ----------
     force_field : ForceField
-        With uncertainty (`gdml.with_uncertainty`), minima that it does not know well are marked.
+        With uncertainty (`gdml.with_uncertainty`), minima that it does not know well are marked. Of one in single
+        precision, only the dynamics are: its forces do not converge.
     atoms : Atoms
         Where dynamics start, such as a training geometry; at a fixed cell.
     n : int
@@ -234,7 +235,7 @@ def explore(
         starts = sample(force_field, read(atoms), n, **options)
     else:
         force_field.check_atoms(starts.numbers)
-    search = _Search(force_field, atoms, optimiser, max_steps, progress)
+    search = _Search(force_field.to(dtype="float64"), atoms, optimiser, max_steps, progress)
     minima, lost = search.relax(starts.positions)
     found = []
     if saddles:
