@@ -717,12 +717,14 @@ def _kind_of(name: str, points: dict) -> str:
 
 
 def landscape_relaxations(result: dict) -> list[list[str]]:
-    rows = [["", "training", "distinct minima", "marked", "not converged", "in a batch (1/s)", "ASE (1/s)", "faster"]]
+    heads = ("training", "starts", "distinct minima", "marked", "not converged")
+    rows = [["", *heads, "in a batch (1/s)", "ASE (1/s)", "faster"]]
     for name, run in result["relaxations"].items():
+        run = run | {"starts": sum(run["counts"]) + run["unconverged"]}
         rows.append(
             [
                 name,
-                *(str(run[key]) for key in ("n_train", "minima", "marked", "unconverged")),
+                *(str(run[key]) for key in ("n_train", "starts", "minima", "marked", "unconverged")),
                 *(f"{run[key]:.3g}" for key in ("batch_per_s", "ase_per_s")),
                 _times(run["faster"]),
             ]
