@@ -61,7 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         return _fail(error, OutputError.exit_code)
     except KeyboardInterrupt:
-        message = "interrupted; no file is damaged; with --resume, gdml train and gdml pimd go on from their last state"
+        message = (
+            "interrupted; no file is damaged; train and pimd go on from their last state with --resume; curve, distill, "
+            "explore and learn by the same command"
+        )
         return _fail(message, INTERRUPTED)
 
 
