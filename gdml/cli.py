@@ -62,8 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(error, OutputError.exit_code)
     except KeyboardInterrupt:
         message = (
-            "interrupted; no file is damaged; train and pimd go on from their last state with --resume; curve, distill, "
-            "explore and learn by the same command"
+            "interrupted; no file is damaged; train and pimd go on from their last state with --resume; curve, "
+            "distill, explore and learn by the same command"
         )
         return _fail(message, INTERRUPTED)
 
