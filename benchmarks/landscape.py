@@ -23,6 +23,7 @@ from gdml.landscape import Landscape, Likeness, Point, explore, relax_many
 
 NEWTON, FMAX = 12, 0.005  # steps at the reference, and eV/Å of its largest force
 SYSTEMS = {
+    "ethanol": ("molecules/rmd17_ethanol.extxyz", 200),
     "acetylacetone": ("molecules/acac_300K_train.extxyz", 200),
     "3BPA": ("molecules/3bpa_300K_train.extxyz", 200),
 }

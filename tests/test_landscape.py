@@ -121,6 +121,15 @@ def test_failures_are_kept_apart(relaxed, rng):
     np.testing.assert_array_equal(found.positions[1], far)
 
 
+def test_failure_of_all_says_why(relaxed):
+    def wrong(positions):
+        energy, forces = lennard_jones(positions)
+        return energy, forces[:, :3]
+
+    with pytest.raises(DataError, match=r"\(M, N, 3\)"):
+        relax_many(wrong, CLUSTER, relaxed.positions[:3])
+
+
 def test_calculators_relax_one_by_one(rng):
     from ase.calculators.lj import LennardJones
 

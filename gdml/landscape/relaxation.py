@@ -1,5 +1,6 @@
 """Relaxation of many geometries in one batch."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -77,6 +78,8 @@ def relax_many(
         For positions of other atoms, constraints, or settings that make no sense.
     ModelMismatchError
         For a force field of other atoms.
+    GDMLError, RuntimeError
+        What the source raises, if it has no forces for any of them.
     """
     start = checked_starts(atoms, positions, device)
     check_optimisation(fmax, max_steps, optimiser)
@@ -132,14 +135,23 @@ class Batch:
         return Relaxed(*(t.cpu().numpy() for t in (self.positions, self.energy, self.largest, converged, self.steps)))
 
 
-def forces_of(source: object, atoms: Atoms):
-    """A callable from positions (M, N, 3) to energies (M,) and forces (M, N, 3), NaN where these fail."""
+def forces_of(source: object, atoms: Atoms) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """A callable from positions (M, N, 3) to energies (M,) and forces (M, N, 3), NaN where these fail.
+
+    Where they fail for all geometries from the beginning, it raises what was the matter.
+    """
     evaluate = batched(source, atoms)
     cell = torch.tensor(atoms.cell.array) if atoms.pbc.any() else None
+    has_worked = False
 
     def forces(positions: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal has_worked
         cells = None if cell is None else cell.to(positions.device).expand(len(positions), 3, 3)
-        return _as_far_as_possible(evaluate, positions, cells)
+        found = _as_far_as_possible(evaluate, positions, cells)
+        has_worked = has_worked or bool(found[0].isfinite().any())
+        if not has_worked:
+            evaluate(positions[:1], None if cells is None else cells[:1], False)
+        return found
 
     return forces
 
