@@ -2,12 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
 from . import plots
 from .cli_options import add_common, add_hardware, add_state, load_model, numbers, read_data
 from .dataset import read_structure
 from .errors import DataError
-from .landscape import OPTIMISERS, as_text, write_csv, write_points, write_unconverged
+from .landscape import OPTIMISERS, Landscape, as_text, write_csv, write_points, write_unconverged
 from .landscape import explore as explore_from
 from .landscape.exploration import TEMPERATURES
 from .npz import check_writable
@@ -15,10 +16,7 @@ from .npz import check_writable
 
 def explore(options: argparse.Namespace) -> None:
     """Relax snapshots of dynamics by the thousand, and tell which minima there are."""
-    output = check_writable(options.output, ".extxyz")
-    saddles, lost, kept = (output.with_suffix(f".{what}") for what in ("saddles.extxyz", "unconverged.extxyz", "npz"))
-    if options.table:
-        check_writable(options.table, ".csv")
+    paths = _paths(options)
     if options.plot:
         plots.check_picture(options.plot)
     force_field = load_model(options, device=options.device, dtype=options.dtype, backend=options.backend)
@@ -33,23 +31,57 @@ def explore(options: argparse.Namespace) -> None:
         optimiser=options.optimiser,
         max_steps=options.max_steps,
         seed=options.seed,
-        keep=kept,
+        keep=None if options.starts else paths.samples,
         progress=not options.quiet,
     )
     print(as_text(found))
-    for path, points in ((output, found.minima), (saddles, found.saddles)):
-        if points:
-            write_points(points, path)
-    if len(found.unconverged.positions):
-        write_unconverged(found, lost)
-        print(f"{lost}: those that did not converge")
-    kept.unlink(missing_ok=True)
+    _write(found, paths)
     if not found.minima:
-        raise DataError(f"no relaxation converged to a minimum; see {lost}, or give more --max-steps")
+        raise DataError(f"no relaxation converged to a minimum; see {paths.unconverged}, or give more --max-steps")
     if options.table:
         write_csv(found, options.table)
     if options.plot:
         plots.plot_landscape(found, options.plot)
+    if not options.starts:
+        paths.samples.unlink(missing_ok=True)
+
+
+def _write(found: Landscape, paths: "_Paths") -> None:
+    """Write what there is, and remove what an earlier run has left that there is not any more."""
+    for path, points in ((paths.minima, found.minima), (paths.saddles, found.saddles)):
+        if points:
+            write_points(points, path)
+        else:
+            path.unlink(missing_ok=True)
+    if len(found.unconverged.positions):
+        write_unconverged(found, paths.unconverged)
+        print(f"{paths.unconverged}: those that did not converge")
+    else:
+        paths.unconverged.unlink(missing_ok=True)
+
+
+class _Paths(NamedTuple):
+    """Files of one exploration."""
+
+    minima: Path
+    saddles: Path
+    unconverged: Path
+    samples: Path
+
+
+def _paths(options: argparse.Namespace) -> _Paths:
+    """What is written, none of it in the place of what is read."""
+    check_writable(options.output, ".extxyz")
+    ends = (".extxyz", ".saddles.extxyz", ".unconverged.extxyz", ".samples.npz")
+    paths = _Paths(*(check_writable(options.output.with_suffix(end)) for end in ends))
+    if options.table:
+        check_writable(options.table, ".csv")
+    read = [path.resolve() for path in (options.model, options.structure, options.starts) if path]
+    written = [path for path in (*paths, options.table, options.plot) if path]
+    for path in written:
+        if path.resolve() in read:
+            raise DataError(f"{path} would be written over, and is read from; give another name after -o")
+    return paths
 
 
 def add_explore(commands, data) -> None:

@@ -227,6 +227,17 @@ def internal_basis(positions: Tensor, rotations: bool = True, agree: Callable[[i
         q = 3N - 6, or 3N - 5 as soon as one of the geometries is linear; 3N - 3
         without rotations.
     """
+    motions = rigid_motions(positions, rotations)
+    # Many small matrices, which a GPU would treat one by one.
+    left, sizes, _ = (part.to(positions.device) for part in torch.linalg.svd(motions.cpu()))
+    # A direction may stay that is a rigid motion, never the reverse: take the
+    # smallest rank that occurs.
+    rank = agree(int((sizes > 1e-4 * sizes[:, :1]).sum(1).min()))
+    return left[:, :, rank:].contiguous()
+
+
+def rigid_motions(positions: Tensor, rotations: bool = True) -> Tensor:
+    """Displacements (M, 3N, 6) of geometries (M, N, 3) by translations and rotations, or (M, 3N, 3) by the former."""
     n_frames, n_atoms, _ = positions.shape
     centred = positions - positions.mean(1, keepdim=True)
     motions = positions.new_zeros(n_frames, n_atoms, 3, 6 if rotations else 3)
@@ -234,12 +245,7 @@ def internal_basis(positions: Tensor, rotations: bool = True, agree: Callable[[i
     motions[..., :3] = axes
     for k in range(3) if rotations else ():
         motions[..., 3 + k] = torch.linalg.cross(axes[k].expand_as(centred), centred)
-    # Many small matrices, which a GPU would treat one by one.
-    left, sizes, _ = (part.to(positions.device) for part in torch.linalg.svd(motions.flatten(1, 2).cpu()))
-    # A direction may stay that is a rigid motion, never the reverse: take the
-    # smallest rank that occurs.
-    rank = agree(int((sizes > 1e-4 * sizes[:, :1]).sum(1).min()))
-    return left[:, :, rank:].contiguous()
+    return motions.flatten(1, 2)
 
 
 def median_distances(positions: np.ndarray, max_frames: int = 500) -> np.ndarray:

@@ -248,11 +248,13 @@ def plot_contributions(found: Contributions, frames: list[Atoms], path: str | Pa
     figure.savefig(path, dpi=160)
 
 
-DRAWN = 6  # minima whose atoms are drawn
+DRAWN, NAMED = 6, 12  # minima whose atoms are drawn, of molecules, and levels that have their names
 
 
 def plot_landscape(found: Landscape, path: str | Path) -> None:
-    """Minima and saddle points as levels of energy, the lowest minima drawn below.
+    """Minima and saddle points as levels of energy, the lowest minima of a molecule drawn below.
+
+    Saddle points of which no end is known are left out.
 
     Parameters
     ----------
@@ -272,11 +274,13 @@ def plot_landscape(found: Landscape, path: str | Path) -> None:
         raise DataError("there is no minimum to draw: no relaxation has converged")
     from matplotlib.figure import Figure
 
-    n_drawn = min(DRAWN, len(found.minima))
-    figure = Figure(figsize=(max(4.2, 1.7 * n_drawn), 5.5), layout="constrained")
-    levels, pictures = figure.subfigures(2, 1, height_ratios=(2, 1))
+    drawn = [] if found.minima[0].atoms.pbc.any() else found.minima[:DRAWN]
+    figure = Figure(figsize=(max(4.2, 1.7 * len(drawn)), 5.5 if drawn else 3.7), layout="constrained")
+    levels, *pictures = figure.subfigures(1 + bool(drawn), 1, squeeze=False, height_ratios=(2, 1)[: 1 + bool(drawn)])[
+        :, 0
+    ]
     _draw_levels(found, levels.subplots())
-    for point, axis in zip(found.minima, pictures.subplots(1, n_drawn, squeeze=False)[0]):
+    for point, axis in zip(drawn, pictures[0].subplots(1, len(drawn), squeeze=False)[0] if drawn else ()):
         _draw(point.atoms, [jmol_colors[z] for z in point.atoms.numbers], axis)
         axis.set_title(f"{point.name}, {point.count}", fontsize=9)
     figure.savefig(path, dpi=160)
@@ -289,7 +293,8 @@ def _draw_levels(found: Landscape, axis) -> None:
     def level(point: Point, x: float, colour: str) -> float:
         y = 1e3 * (point.energy - lowest)
         axis.plot([x - 0.2, x + 0.2], [y, y], color="tab:red" if point.mark else colour, lw=2.5)
-        axis.annotate(f"{point.name}  {y:.0f}", (x, y), (0, 3), textcoords="offset points", ha="center", fontsize=8)
+        if int(point.name[1:]) <= NAMED:
+            axis.annotate(f"{point.name}  {y:.0f}", (x, y), (0, 3), textcoords="offset points", ha="center", fontsize=8)
         return y
 
     heights = {point.name: level(point, places[point.name], "k") for point in found.minima}
@@ -309,7 +314,7 @@ def _draw_levels(found: Landscape, axis) -> None:
 def _draw(atoms: Atoms, colours: Sequence, axis) -> None:
     """Atoms with their symbols and bonds, seen from where they are widest."""
     centred = atoms.positions - atoms.positions.mean(0)
-    x, y, height = np.linalg.svd(centred, full_matrices=False)[2] @ centred.T
+    x, y, height = np.linalg.svd(centred)[2] @ centred.T
     for i, j, image in zip(*neighbor_list("ijS", atoms, natural_cutoffs(atoms, mult=1.15))):
         if i < j and not image.any():
             axis.plot(x[[i, j]], y[[i, j]], "-", color="0.6", lw=2, zorder=-100)

@@ -190,7 +190,7 @@ class _Walks:
         if self.failures > RESTARTS + len(self.found) // RESTARTS:
             raise DynamicsError(
                 f"dynamics at {temperature:g} K flew apart {self.failures} times for {len(self.found)} samples "
-                f"({error}); sample at lower temperatures, or train the teacher on more geometries"
+                f"({error}); sample at lower temperatures, or train the force field on more geometries"
             ) from error
 
     def _remember(self) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
+from ase.calculators.lj import LennardJones
 from ase.constraints import FixAtoms
 
 import gdml
@@ -121,6 +122,32 @@ def test_failures_are_kept_apart(relaxed, rng):
     np.testing.assert_array_equal(found.positions[1], far)
 
 
+def test_failures_while_climbing(relaxed, rng):
+    """Also where it is only the dimer's other end."""
+    marked = relaxed.positions[1] + 20.0
+
+    def fails_near_one(positions):
+        if bool(((positions - torch.tensor(marked)).abs().amax((1, 2)) < 0.5).any()):
+            raise ValueError("no forces here")
+        return lennard_jones(positions)
+
+    starts = np.stack([relaxed.positions[0] + 0.05 * rng.normal(size=(7, 3)), marked])
+    modes = rng.normal(size=starts.shape)
+    found = climb_many(fails_near_one, CLUSTER, starts, modes, max_steps=30)
+    alone = climb_many(lennard_jones, CLUSTER, starts[:1], modes[:1], max_steps=30)
+    assert not found.converged[1] and np.isnan(found.largest[1])
+    np.testing.assert_allclose(found.positions[0], alone.positions[0], atol=1e-9)
+
+
+def test_linear_ones_do_not_change_others(rng):
+    """A rotation less in one geometry is none of the others' business."""
+    bent, line = rng.normal(size=(3, 3)), np.outer([-1.2, 0.0, 1.2], [1.0, 0.0, 0.0])
+    atoms, modes = Atoms("Ar3", np.zeros((3, 3))), rng.normal(size=(2, 3, 3))
+    alone = climb_many(lennard_jones, atoms, 1.2 * bent[None], modes[:1], max_steps=20)
+    both = climb_many(lennard_jones, atoms, np.stack([1.2 * bent, line]), modes, max_steps=20)
+    np.testing.assert_allclose(both.positions[0], alone.positions[0], atol=1e-8)
+
+
 def test_failure_of_all_says_why(relaxed):
     def wrong(positions):
         energy, forces = lennard_jones(positions)
@@ -131,8 +158,6 @@ def test_failure_of_all_says_why(relaxed):
 
 
 def test_calculators_relax_one_by_one(rng):
-    from ase.calculators.lj import LennardJones
-
     atoms = CLUSTER.copy()
     starts = clusters(rng, 2)
     expected = relax_many(lennard_jones, atoms, starts, fmax=1e-3, max_steps=2000)
@@ -155,7 +180,7 @@ def test_likeness(frames, force_field, rng):
 def test_likeness_of_a_crystal(rng):
     atoms = bulk("Si", cubic=True)
     atoms.rattle(0.1, seed=1)
-    moved = (atoms.positions + atoms.cell[0] * np.eye(8)[:, :1] + 0.3) @ np.eye(3)
+    moved = atoms.positions + atoms.cell[0] * np.eye(8)[:, :1] + 0.3
     likeness = Likeness(PermutationGroup.trivial(8), atoms.cell.array, atoms.pbc)
     one, other = likeness.distances(np.stack([atoms.positions, moved]))
     assert likeness.between(one, other) < 1e-12
@@ -281,6 +306,49 @@ def test_bad_settings(force_field, frames, change, options, message):
         gdml.explore(force_field, atoms, **{"n": 2, "starts": frames[:2]} | options)
 
 
+def test_masses_are_those_of_the_atoms(force_field, frames):
+    atoms = frames[0].to_atoms()[0]
+    light = gdml.explore(force_field, atoms, starts=frames[:1]).minima[0].modes.frequencies
+    atoms.set_masses(np.where(atoms.numbers == 1, 2.014, atoms.get_masses()))
+    heavy = gdml.explore(force_field, atoms, starts=frames[:1]).minima[0].modes.frequencies
+    assert 0.70 < heavy[-1] / light[-1] < 0.75  # O-D and O-H
+
+
+def test_every_start_is_accounted_for(found, force_field, frames):
+    """Also those that a relaxation leaves on top of a barrier."""
+    top = gdml.Dataset(np.repeat(found.saddles[0].atoms.positions[None], 5, 0), frames.numbers)
+    for steps in (1, 15, 500):
+        again = gdml.explore(force_field, frames[0].to_atoms()[0], starts=top, max_steps=steps)
+        assert sum(point.count for point in again.minima) + len(again.unconverged.positions) == 5
+
+
+def test_more_searches_than_starts(force_field, frames):
+    found = gdml.explore(force_field, frames[0].to_atoms()[0], starts=frames[:2], saddles=5)
+    assert found.n_searches == 5 == sum(point.count for point in found.saddles) + found.n_lost
+    assert "5 searches" in as_text(found)
+
+
+@pytest.mark.filterwarnings("ignore:the shortest lattice vector")
+def test_a_crystal_keeps_its_cell():
+    atoms = bulk("Ar", "fcc", a=5.3, cubic=True)
+    frames = []
+    for seed in range(4):
+        one = atoms.copy()
+        one.rattle(0.1, seed=seed)
+        one.calc = LennardJones(sigma=3.4, epsilon=0.01, rc=8.0)
+        one.get_forces()
+        frames.append(one)
+    training = gdml.read(frames)
+    force_field = gdml.fit(training, reference=atoms, length_scale=20.0, noise=1e-8)
+    found = gdml.explore(force_field, atoms, starts=training)
+    assert sum(point.count for point in found.minima) + len(found.unconverged.positions) == 4
+    assert len(found.minima[0].modes.frequencies) == 9
+    wide = atoms.copy()
+    wide.set_cell(1.05 * atoms.cell, scale_atoms=True)
+    with pytest.raises(DataError, match="cell"):
+        gdml.explore(force_field, wide, starts=training)
+
+
 def test_other_atoms(force_field, frames):
     with pytest.raises(ModelMismatchError):
         gdml.explore(force_field, Atoms("H2O", np.eye(3)))
@@ -315,6 +383,37 @@ def test_command(files, tmp_path, capsys):
     assert len(rows) == len(minima) + len(saddles)
     assert saddles[0].info["frequencies"][0] < 0 and saddles[0].info["ends"]
     assert b"S1" in picture.read_bytes() or picture.stat().st_size > 10_000
+
+
+def test_command_spares_what_it_reads(files, tmp_path, capsys):
+    model, starts, _ = files
+    own = ["explore", model, starts, "--starts", starts, "--quiet", "-o"]
+    assert main([*own, str(tmp_path / "model.extxyz")]) == 0  # beside model.npz
+    assert gdml.load(model).formula == "C2H6O"
+    before = (tmp_path / "starts.extxyz").read_bytes()
+    assert main([*own, starts]) == 3
+    assert "written over" in capsys.readouterr().err and (tmp_path / "starts.extxyz").read_bytes() == before
+
+
+def test_command_goes_on_from_samples(files, tmp_path, monkeypatch, capsys):
+    """Where nothing has converged, dynamics need not be done again."""
+    monkeypatch.setattr("gdml.landscape.exploration.SPACING_FS", 10.0)
+    model, structure, output = files
+    command = ["explore", model, structure, "-o", output, "-n", "4", "--temperature", "300", "--quiet"]
+    assert main([*command, "--max-steps", "1"]) == 3
+    assert (tmp_path / "minima.samples.npz").exists()
+    monkeypatch.setattr("gdml.sampling._Walks.look", None)  # no more of these
+    assert main(command) == 0
+    assert not (tmp_path / "minima.samples.npz").exists()
+    assert not (tmp_path / "minima.unconverged.extxyz").exists()
+
+
+def test_picture_of_two_atoms(tmp_path):
+    from gdml.plots import _draw, _figure
+
+    figure, (axis,) = _figure(1)
+    _draw(Atoms("CO", [[0, 0, 0], [0, 0, 1.1]]), ["k", "r"], axis)
+    figure.savefig(tmp_path / "co.png")
 
 
 def test_command_without_convergence(files, tmp_path, capsys):

@@ -11,14 +11,14 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from ..calculator import check_pbc
 from ..dataset import Dataset, read
-from ..dynamics.classical import check_temperatures
+from ..dynamics.classical import check_settings, check_temperatures
 from ..errors import DataError
 from ..force_field import ForceField
 from ..progress import progress_bar
 from ..sampling import sample
 from .likeness import Likeness
 from .points import UNKNOWN, Astray, Landscape, Point, modes_of
-from .relaxation import Relaxed, relax_many
+from .relaxation import Relaxed, check_optimisation, checked_starts, relax_many
 from .saddles import Climbed, climb_many
 
 TEMPERATURES = (300.0, 600.0, 1000.0)
@@ -84,9 +84,10 @@ class _Search:
             return minima, saddles
         sides = np.concatenate([self._pushed(saddle) for saddle in saddles])
         found = self._relaxed(sides, FINE)
-        arrived, _ = self._points(found, np.zeros(len(sides), dtype=int))
-        minima = self.named("M", minima + [p for p in arrived if not p.modes.n_imaginary])
-        names = [self._name_of(r, e, minima) for r, e in zip(found.positions, found.energy)]
+        new, _ = self._points(found, np.zeros(len(sides), dtype=int))
+        minima = self.named("M", minima + [p for p in new if not p.modes.n_imaginary])
+        ends = zip(*found[:2], found.converged, strict=True)
+        names = [self._name_of(r, e, minima) if arrived else UNKNOWN for r, e, arrived in ends]
         pairs = [
             sorted(pair, key=lambda name: (name == UNKNOWN, len(name), name))
             for pair in zip(names[::2], names[1::2], strict=True)
@@ -105,7 +106,8 @@ class _Search:
     def _points(self, found: Relaxed | Climbed, counts: np.ndarray) -> tuple[list[Point], list]:
         """Stationary points where a batch ended, of each kind one with finer forces; and where it did not end."""
         done = np.flatnonzero(found.converged)
-        lost = [(found.positions[k], found.largest[k]) for k in np.flatnonzero(~found.converged) if counts[k]]
+        missed = np.repeat(np.flatnonzero(~found.converged), counts[~found.converged])
+        lost = [(found.positions[k], found.largest[k]) for k in missed]
         if not len(done):
             return [], lost
         groups = self.likeness.groups(found.positions[done], found.energy[done], ALIKE, ALIKE_ENERGY)
@@ -177,8 +179,8 @@ def explore(
 ) -> Landscape:
     """The minima that dynamics at some temperatures reach, and the saddle points between them.
 
-    Snapshots of dynamics are relaxed in one batch. What is the same at the end but for the order of equal
-    atoms or a mirror is one minimum.
+    Snapshots of dynamics are relaxed in one batch. What is the same at the end but for a permutation of the force
+    field's group or a mirror is one minimum; what differs by less than 0.1 Å and 2 meV may be taken for one.
 
     Parameters
     ----------
@@ -193,7 +195,7 @@ def explore(
         Of the dynamics, K, each for as many snapshots.
     timestep_fs : float
     starts : Dataset, optional
-        Geometries to relax, instead of dynamics.
+        Geometries to relax, instead of dynamics; `n` and what dynamics need is not looked at then.
     saddles : int
         Searches for saddle points, from as many of the starts; none by default.
     optimiser : {"lbfgs", "fire"}
@@ -226,24 +228,54 @@ def explore(
     force_field.check_atoms(atoms.numbers)
     check_pbc(force_field, atoms)
     check_temperatures(temperatures)
+    check_settings(timestep_fs=timestep_fs)
+    check_optimisation(COARSE, max_steps, optimiser)
     if n < 1 or saddles < 0:
         raise DataError(f"n must be at least 1 and saddles not negative, but they are {n} and {saddles}")
-    atoms = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, constraint=atoms.constraints)
+    atoms = _bare(force_field, atoms)
+    checked_starts(atoms, atoms.positions[None], "cpu")
     if starts is None:
         options = {"walkers": min(WALKERS, n), "spacing_fs": SPACING_FS, "keep": keep, "partial": True}
         options |= {"temperatures": temperatures, "timestep_fs": timestep_fs, "seed": seed, "progress": progress}
         starts = sample(force_field, read(atoms), n, **options)
     else:
-        force_field.check_atoms(starts.numbers)
+        _check_starts(force_field, starts, atoms)
     search = _Search(force_field.to(dtype="float64"), atoms, optimiser, max_steps, progress)
     minima, lost = search.relax(starts.positions)
     found = []
     if saddles:
         rng = np.random.default_rng(seed)
-        rows = rng.permutation(len(starts))[:saddles]
+        rows = np.resize(rng.permutation(len(starts)), saddles)  # some again, where there are fewer
         found = search.climb(starts.positions[rows], rng)
+    n_lost = saddles - sum(point.count for point in found)
     minima, found = search.connect(found, minima)
-    return Landscape(minima, found, starts, lost)
+    return Landscape(minima, found, starts, lost, saddles, n_lost)
+
+
+def _bare(force_field: ForceField, atoms: Atoms) -> Atoms:
+    """The atoms with their masses and constraints, but without what else they carry; periodic as the force field is."""
+    bare = Atoms(atoms.numbers, atoms.positions, masses=atoms.get_masses(), constraint=atoms.constraints)
+    if force_field.is_periodic:
+        bare.cell, bare.pbc = atoms.cell, atoms.pbc
+    return bare
+
+
+def _check_starts(force_field: ForceField, starts: Dataset, atoms: Atoms) -> None:
+    """Raise unless these are the same atoms in the same cell.
+
+    Raises
+    ------
+    ModelMismatchError, DataError
+    """
+    force_field.check_atoms(starts.numbers)
+    if not force_field.is_periodic:
+        return
+    cell = starts.periodic_cell
+    if tuple(starts.pbc) != force_field.pbc or not np.allclose(cell, atoms.cell.array, atol=1e-6):
+        raise DataError(
+            "the starts are periodic in another way or in other cells than the structure; relaxations keep one cell: "
+            "give starts in it, or the structure in theirs"
+        )
 
 
 def _astray(lost: list[tuple[np.ndarray, float]], n_atoms: int) -> Astray:

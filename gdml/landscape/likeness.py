@@ -1,6 +1,7 @@
 """When two geometries are the same: whatever the order of equal atoms, however they are turned or mirrored."""
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -8,13 +9,16 @@ import torch
 from ..geometry import nearest_images, pair_indices, pair_permutation
 from ..symmetry import PermutationGroup
 
+AT_ONCE = 16  # permutations that are compared, before it is asked whether one will do
+
 
 class Likeness:
     r"""The largest difference of an interatomic distance between geometries, over a group of permutations.
 
     .. math:: d(a, b) = \min_{s \in S} \max_{i > j} \big| |r^a_i - r^a_j| - |r^b_{s(i)} - r^b_{s(j)}| \big|
 
-    Zero for geometries that rigid motions, a mirror and S make the same, and for no others.
+    Zero for geometries that rigid motions, a mirror and S make the same; of molecules, for no others. Nearest
+    images of a small cell do not tell all geometries apart, so that energies are looked at, too.
 
     Parameters
     ----------
@@ -43,6 +47,14 @@ class Likeness:
         """d of two geometries' distances (N(N-1)/2,), Å."""
         return float(np.abs(other[self.images] - one).max(1).min())
 
+    def are_alike(self, one: np.ndarray, other: np.ndarray, within: float) -> bool:
+        """Whether d of two geometries' distances is at most so much."""
+        # Permutations leave the sorted distances as they are: a bound that costs nothing.
+        if np.abs(np.sort(one) - np.sort(other)).max() > within:
+            return False
+        parts = (self.images[k : k + AT_ONCE] for k in range(0, len(self.images), AT_ONCE))
+        return any((np.abs(other[part] - one).max(1) <= within).any() for part in parts)
+
     def groups(
         self, positions: np.ndarray, energy: np.ndarray, within: float = 0.1, energy_within: float = 2e-3
     ) -> list[np.ndarray]:
@@ -67,8 +79,9 @@ class Likeness:
         distances = self.distances(positions)
         found: list[list[int]] = []
         for k in np.argsort(energy, kind="stable").tolist():
-            near = (g for g in reversed(found) if energy[k] - energy[g[0]] <= energy_within)
-            same = next((g for g in near if self.between(distances[g[0]], distances[k]) <= within), None)
+            low = energy[k] - energy_within
+            near = takewhile(lambda g, low=low: energy[g[0]] >= low, reversed(found))
+            same = next((g for g in near if self.are_alike(distances[g[0]], distances[k], within)), None)
             if same is None:
                 found.append([k])
             else:

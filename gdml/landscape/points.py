@@ -69,7 +69,7 @@ class Point:
     largest : float, eV/Å
         The largest force on an atom.
     count : int
-        Relaxations, or searches, that ended there.
+        Relaxations, or searches, that ended there. None, of minima that only saddle points lead down to.
     modes : Modes
     outside : Excess or None
         The pair of atoms that is farthest outside of the range of its distances in training.
@@ -110,7 +110,7 @@ class Point:
 
 
 class Astray(NamedTuple):
-    """Starts that came to no minimum.
+    """Starts that came to no minimum: still on their way, or on a saddle point again and again.
 
     Attributes
     ----------
@@ -135,12 +135,16 @@ class Landscape:
     starts : Dataset
         Where relaxations began.
     unconverged : Astray
+    n_searches, n_lost : int
+        Searches for saddle points, and how many of them came to none.
     """
 
     minima: list[Point]
     saddles: list[Point]
     starts: Dataset
     unconverged: Astray
+    n_searches: int = 0
+    n_lost: int = 0
 
     def barriers(self, saddle: Point) -> tuple[float, float]:
         """Heights of a saddle point over the minima that it leads down to, eV; NaN where these are not known."""

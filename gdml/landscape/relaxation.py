@@ -10,9 +10,11 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..dynamics.forces import BatchedForces, batched
-from ..errors import DataError, GDMLError
+from ..errors import DataError, DeviceError, MemoryBudgetError, MissingExtraError, ModelMismatchError
 from ..progress import progress_bar
 from .optimisers import OPTIMISERS
+
+NOT_OF_A_GEOMETRY = (DeviceError, MemoryBudgetError, MissingExtraError, ModelMismatchError, torch.OutOfMemoryError)
 
 
 class Relaxed(NamedTuple):
@@ -78,8 +80,8 @@ def relax_many(
         For positions of other atoms, constraints, or settings that make no sense.
     ModelMismatchError
         For a force field of other atoms.
-    GDMLError, RuntimeError
-        What the source raises, if it has no forces for any of them.
+    Exception
+        What the source raises, if it has no forces for any of them, or where that is not of a geometry.
     """
     start = checked_starts(atoms, positions, device)
     check_optimisation(fmax, max_steps, optimiser)
@@ -161,9 +163,9 @@ def _as_far_as_possible(evaluate: BatchedForces, positions: Tensor, cells: Tenso
     try:
         energy, forces, _ = evaluate(positions, cells, False)
         return energy.to(positions), forces.to(positions)
-    except (GDMLError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+    except NOT_OF_A_GEOMETRY:
+        raise
+    except Exception:  # calculators raise whatever they like
         if len(positions) == 1:
             return positions.new_full((1,), torch.nan), torch.full_like(positions, torch.nan)
     half = len(positions) // 2

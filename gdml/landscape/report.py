@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from ..npz import check_writable, whole_file
-from .points import Landscape, Point
+from .points import UNKNOWN, Landscape, Point
 
 MEV = 1e3
 
@@ -68,7 +68,7 @@ def _row(point: Point, lowest: float, barriers: tuple[float, ...]) -> Row:
         energy_deviation=math.nan if known is None else MEV * float(known.energy),
         forces_deviation=MEV * point.deviation,
         ends=" ".join(point.ends or ()),
-        barriers=" ".join(f"{MEV * height:.1f}" for height in barriers),
+        barriers=" ".join(UNKNOWN if math.isnan(height) else f"{MEV * height:.1f}" for height in barriers),
         mark=point.mark,
     )
 
@@ -82,8 +82,12 @@ def as_text(landscape: Landscape) -> str:
     n_lost = len(landscape.unconverged.positions)
     marked = f", {landscape.n_marked} of them marked" if landscape.n_marked else ""
     lost = f"; {n_lost} did not converge" if n_lost else ""
-    summary = f"{len(landscape.starts)} relaxations, {len(landscape.minima)} distinct minima{marked}{lost}"
-    return "\n".join([*lines, summary])
+    lines.append(f"{len(landscape.starts)} relaxations, {len(landscape.minima)} distinct minima{marked}{lost}")
+    if landscape.n_searches:
+        found = f"{len(landscape.saddles)} distinct saddle points"
+        lost = f"; {landscape.n_lost} came to none" if landscape.n_lost else ""
+        lines.append(f"{landscape.n_searches} searches, {found}{lost}")
+    return "\n".join(lines)
 
 
 def _cell(value: object) -> str:

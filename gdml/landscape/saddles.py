@@ -1,5 +1,6 @@
 """Saddle points, found from many geometries in one batch by following their softest modes."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..errors import DataError
-from ..geometry import internal_basis
+from ..geometry import rigid_motions
 from ..progress import progress_bar
 from .optimisers import OPTIMISERS
 from .relaxation import Batch, check_optimisation, checked_starts, forces_of
@@ -102,7 +103,9 @@ def climb_many(
         for step in range(max_steps + 1):
             energy, forces = climber.forces(batch.current)
             climber.look(batch.here, batch.current, forces, LATER if step else FIRST)
-            done = batch.note(energy, forces, fmax, step, climber.curvature[batch.here] < 0)
+            curvature = climber.curvature[batch.here]
+            forces = torch.where(curvature.isnan()[:, None, None], torch.nan, forces)
+            done = batch.note(energy, forces, fmax, step, curvature < 0)
             if bar:
                 bar(int(len(start) - (~done).sum()), len(start), f"step {step}")
             if bool(done.all()) or step == max_steps:
@@ -117,24 +120,24 @@ class _Climber:
 
     def __init__(self, forces, rotations: bool, modes: Tensor):
         self.forces, self.rotations, self.modes = forces, rotations, modes
-        self.uphill = modes / _norms(modes)  # as given, with the sign in which a mode leads up
         self.curvature = torch.full_like(modes[:, 0], torch.nan)
 
     def look(self, here: Tensor, positions: Tensor, forces: Tensor, repeats: int) -> None:
-        """Improve modes of some geometries, at the positions where they are now."""
-        inner = internal_basis(positions, self.rotations)
-
-        def inside(v: Tensor) -> Tensor:
-            return (inner @ (inner.mT @ v[..., None]))[..., 0]
+        """Improve modes of some geometries, at the positions where they are now; curvature is NaN where forces fail."""
+        inside = without_rigid_motions(positions, self.rotations)
 
         def product(v: Tensor) -> Tensor:
             moved = self.forces(positions + LENGTH * v.view_as(positions))[1]
-            return inside((forces - moved).flatten(1) / LENGTH)
+            found = inside((forces - moved).flatten(1) / LENGTH)
+            failed.logical_or_(~found.isfinite().all(1))  # forces fail here, or nearby
+            return torch.where(failed[:, None], 0.0, found)
 
+        failed = torch.zeros(len(here), dtype=torch.bool, device=positions.device)
         mode = inside(self.modes[here])
         mode, curvature = softest_mode(product, mode / _norms(mode), repeats)
         turned = (mode * self.modes[here]).sum(1, keepdim=True) < 0
-        self.modes[here], self.curvature[here] = torch.where(turned, -mode, mode), curvature
+        self.modes[here] = torch.where(turned, -mode, mode)
+        self.curvature[here] = torch.where(failed, torch.nan, curvature)
 
     def split(self, here: Tensor, forces: Tensor) -> tuple[Tensor, Tensor]:
         """Forces across the modes, and displacements along them."""
@@ -147,6 +150,13 @@ class _Climber:
         sign = torch.where(along.abs() > TINY, -along.sign(), 1.0)
         step = ((sign * size)[:, None] * modes).view_as(forces)
         return forces - (along[:, None] * modes).view_as(forces), step
+
+
+def without_rigid_motions(positions: Tensor, rotations: bool) -> Callable[[Tensor], Tensor]:
+    """A callable that takes translations, and rotations, out of displacements (M, 3N) of geometries (M, N, 3)."""
+    left, sizes, _ = torch.linalg.svd(rigid_motions(positions, rotations), full_matrices=False)
+    left = left * (sizes > 1e-4 * sizes[:, :1])[:, None]  # a linear molecule has a rotation less
+    return lambda v: v - (left @ (left.mT @ v[..., None]))[..., 0]
 
 
 def softest_mode(product, mode: Tensor, repeats: int) -> tuple[Tensor, Tensor]:
