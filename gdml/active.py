@@ -26,7 +26,8 @@ from .dynamics import RingPolymerMD
 from .dynamics.classical import check_temperatures, set_thermal_momenta
 from .errors import BaselineError, ConvergenceError, DataError, FitError, GDMLError
 from .growing import Growing
-from .npz import check_writable, whole_file
+from .io import write_frames
+from .npz import check_writable
 from .progress import progress_bar
 from .selection import MIN_FRAMES
 
@@ -290,8 +291,7 @@ class Labelled:
         if not frames:
             path.unlink(missing_ok=True)
             return
-        with whole_file(path) as partial:
-            ase.io.write(partial, frames, format="extxyz")
+        write_frames(frames, path)
 
 
 @dataclass

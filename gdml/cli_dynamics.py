@@ -9,7 +9,7 @@ from ase.calculators.socketio import SocketClient
 
 from . import plots
 from .calculator import GDMLCalculator
-from .cli_options import add_hardware, add_state, load_model, natural
+from .cli_options import add_hardware, add_state, add_structure, load_model, natural
 from .dataset import read_structure
 from .dynamics import Average, run_md, run_pimd, write_table
 from .dynamics.normal_modes import PROPAGATORS
@@ -150,8 +150,7 @@ def add_ipi(commands, data) -> None:
 
 def _add_start(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path)
-    parser.add_argument("structure", type=Path, help="file with the start; its first frame unless --index is given")
-    parser.add_argument("--index", type=int, default=0, help="frame to start from (0)")
+    add_structure(parser, "file with the start; its first frame unless --index is given")
     parser.add_argument("--temperature", type=float, required=True, metavar="K")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--timestep", type=float, default=0.5, metavar="FS", help="fs (0.5)")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import plots
-from .cli_options import add_common, add_hardware, add_state, load_model, numbers, read_data
+from .cli_options import add_common, add_hardware, add_state, add_structure, load_model, numbers, read_data
 from .dataset import read_structure
 from .errors import DataError
 from .landscape import OPTIMISERS, Landscape, as_text, write_csv, write_points, write_unconverged
@@ -90,8 +90,7 @@ def add_explore(commands, data) -> None:
     parser = commands.add_parser("explore", parents=[data], help=help_text, description=explore.__doc__)
     parser.set_defaults(command=explore)
     parser.add_argument("model", type=Path, help="best with uncertainty (gdml train --uncertainty)")
-    parser.add_argument("structure", type=Path, help="where dynamics start, such as a training geometry")
-    parser.add_argument("--index", type=int, default=0, help="frame of that file (0)")
+    add_structure(parser, "where dynamics start, such as a training geometry")
     add_state(parser)
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE", help="minima (.extxyz); saddle points beside"

@@ -37,6 +37,12 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
 
 
+def add_structure(parser: argparse.ArgumentParser, help_text: str) -> None:
+    """A file, and which of its frames."""
+    parser.add_argument("structure", type=Path, help=help_text)
+    parser.add_argument("--index", type=int, default=0, help="frame of that file (0)")
+
+
 def add_hardware(parser: argparse.ArgumentParser, several: bool = False) -> None:
     """Where, in which precision and how sums over training geometries are computed."""
     more = "; of several, with commas, each takes a part" if several else ""

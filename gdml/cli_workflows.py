@@ -3,20 +3,20 @@
 import argparse
 from pathlib import Path
 
-import ase.io
 import numpy as np
 
 from . import plots
 from .active import learn_actively
 from .attribution import check_viewer, contributions
 from .baselines import as_baseline
-from .cli_options import add_common, add_state, baseline_cache, load_model, numbers, read_data
+from .cli_options import add_common, add_state, add_structure, baseline_cache, load_model, numbers, read_data
 from .curves import learning_curve
 from .dataset import read_structure
 from .distillation import distill as distill_from
 from .errors import DataError, OutputError
+from .io import write_frames
 from .metrics import evaluate
-from .npz import check_writable, whole_file
+from .npz import check_writable
 from .pool import METHODS, select
 
 
@@ -142,8 +142,7 @@ def contribute(options: argparse.Namespace) -> None:
         own = 1e3 * found.atoms[:, k]
         print(f"{symbol + str(k):>8s} {own.mean():12.1f} {np.sqrt((own**2).mean()):12.1f}")
     if options.output:
-        with whole_file(options.output) as partial:
-            ase.io.write(partial, found.label(frames), format="extxyz")
+        write_frames(found.label(frames), options.output)
     if options.plot:
         plots.plot_contributions(found, frames, options.plot)
     if options.viewer:
@@ -210,8 +209,7 @@ def _add_distill(commands, data) -> None:
 def _add_learn(commands) -> None:
     parser = commands.add_parser("learn", help="active learning", description=learn.__doc__)
     parser.set_defaults(command=learn)
-    parser.add_argument("structure", type=Path, help="where to start, best a minimum")
-    parser.add_argument("--index", type=int, default=0, help="frame of that file (0)")
+    add_structure(parser, "where to start, best a minimum")
     help_text = "the reference, by a name as of --baseline; other ASE calculators by gdml.learn_actively"
     parser.add_argument("--calculator", required=True, metavar="NAME", help=help_text)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="MODEL", help="model file to write (.npz)")

@@ -91,6 +91,18 @@ def write_fields(fields: Fields, path: str | Path) -> None:
     return None
 
 
+def write_frames(frames: list[Atoms], path: str | Path) -> None:
+    """Extended XYZ of geometries as they are, in whole or not at all.
+
+    Raises
+    ------
+    OutputError
+        If the place cannot be written to.
+    """
+    with whole_file(check_writable(path)) as partial:
+        ase.io.write(partial, frames, format="extxyz")
+
+
 def to_atoms(fields: Fields) -> list[Atoms]:
     """The geometries as ASE Atoms, labels in a SinglePointCalculator."""
     result = []

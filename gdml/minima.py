@@ -88,10 +88,20 @@ def _check(force_field: ForceField, atoms: Atoms) -> None:
     """Raise unless these are the force field's atoms, and all of them are free."""
     force_field.check_atoms(atoms.numbers)
     check_pbc(force_field, atoms)
+    check_free(atoms)
+
+
+def check_free(atoms: Atoms) -> None:
+    """Raise unless atoms have no constraints.
+
+    Raises
+    ------
+    DataError
+    """
     if atoms.constraints:
         raise DataError(
-            f"the atoms have constraints ({', '.join(type(c).__name__ for c in atoms.constraints)}), which Newton "
-            "steps and frequencies do not know; remove them, or relax with ASE's optimisers"
+            f"the atoms have constraints ({', '.join(type(c).__name__ for c in atoms.constraints)}), which these "
+            "relaxations and frequencies do not know; remove them, or relax with ASE's optimisers"
         )
 
 

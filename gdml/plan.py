@@ -285,6 +285,27 @@ def solve_plan(
     if dataset.energy is not None and not plan.use_energy and not judged_by_forces:
         e, _ = jets.apply(labels.features.x, c, w)
         offset = constant_of_energy(shares.gather(e).cpu().numpy(), dataset)
+    more = {
+        "fingerprint": dataset.fingerprint,
+        "energies": "relative" if dataset.energy is None else "absolute",
+    }
+    return assembled(plan, dataset, kernel, x, (c, w), chosen.noise, account, offset, more)
+
+
+def assembled(
+    plan: Plan,
+    dataset: Dataset,
+    kernel: RadialKernel,
+    x: torch.Tensor,
+    coefficients: tuple[torch.Tensor | None, torch.Tensor],
+    noise: float,
+    account: dict,
+    offset: float = 0.0,
+    details: dict | None = None,
+) -> ForceField:
+    """The force field of coefficients (c, w) at descriptors (n, D), with an account of the training."""
+    c, w = coefficients
+    own = {"name": dataset.name, "n_train": len(dataset), "noise": noise, "solver": account}
     return ForceField(
         numbers=dataset.numbers,
         descriptor=plan.descriptor,
@@ -294,15 +315,7 @@ def solve_plan(
         c=None if c is None else c.cpu().numpy(),
         w=w.cpu().numpy(),
         offset=offset,
-        details={
-            "name": dataset.name,
-            "n_train": len(dataset),
-            "noise": chosen.noise,
-            "solver": account,
-            "fingerprint": dataset.fingerprint,
-            "use_stress": plan.use_stress,
-            "energies": "relative" if dataset.energy is None else "absolute",
-        },
+        details=own | {"use_stress": plan.use_stress} | (details or {}),
         ranges=own_ranges(plan.descriptor, plan.group, dataset),
         devices=(str(plan.device),),
         backend=plan.backend,

@@ -1,13 +1,11 @@
 """The minima that dynamics reach, and the saddle points between them."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.singlepoint import SinglePointCalculator
 
 from ..calculator import check_pbc
 from ..dataset import Dataset, read
@@ -17,7 +15,7 @@ from ..force_field import ForceField
 from ..progress import progress_bar
 from ..sampling import sample
 from .likeness import Likeness
-from .points import UNKNOWN, Astray, Landscape, Point, modes_of
+from .points import UNKNOWN, Astray, Landscape, Point, point_at
 from .relaxation import Relaxed, check_optimisation, checked_starts, relax_many
 from .saddles import Climbed, climb_many
 
@@ -86,7 +84,7 @@ class _Search:
         found = self._relaxed(sides, FINE)
         new, _ = self._points(found, np.zeros(len(sides), dtype=int))
         minima = self.named("M", minima + [p for p in new if not p.modes.n_imaginary])
-        ends = zip(*found[:2], found.converged, strict=True)
+        ends = zip(found.positions, found.energy, found.converged, strict=True)
         names = [self._name_of(r, e, minima) if arrived else UNKNOWN for r, e, arrived in ends]
         pairs = [
             sorted(pair, key=lambda name: (name == UNKNOWN, len(name), name))
@@ -103,7 +101,7 @@ class _Search:
         apart = [self.likeness.between(one, other) for other in others]
         return near[int(np.argmin(apart))].name if min(apart) <= ALIKE else UNKNOWN
 
-    def _points(self, found: Relaxed | Climbed, counts: np.ndarray) -> tuple[list[Point], list]:
+    def _points(self, found: Relaxed, counts: np.ndarray) -> tuple[list[Point], list]:
         """Stationary points where a batch ended, of each kind one with finer forces; and where it did not end."""
         done = np.flatnonzero(found.converged)
         missed = np.repeat(np.flatnonzero(~found.converged), counts[~found.converged])
@@ -116,35 +114,19 @@ class _Search:
         with progress_bar("vibrations", self.progress) as bar:
             for k, count in enumerate(int(counts[rows].sum()) for rows in groups):
                 if fine.converged[k]:
-                    points.append(self._point(fine.positions[k], float(fine.largest[k]), count))
+                    points.append(
+                        point_at(self.force_field, self.atoms, fine.positions[k], float(fine.largest[k]), count)
+                    )
                 else:
                     lost += [(fine.positions[k], fine.largest[k])] * count
                 if bar:
                     bar(k + 1, len(groups))
         return points, lost
 
-    def _finer(self, found: Relaxed | Climbed, rows: np.ndarray) -> Relaxed | Climbed:
+    def _finer(self, found: Relaxed, rows: np.ndarray) -> Relaxed:
         if isinstance(found, Climbed):
             return self._climbed(found.positions[rows], found.modes[rows], FINE)
         return self._relaxed(found.positions[rows], FINE)
-
-    def _point(self, positions: np.ndarray, largest: float, count: int) -> Point:
-        force_field, atoms = self.force_field, self.atoms.copy()
-        atoms.positions = positions
-        energy, forces, _ = force_field.predict(positions, self.cell)
-        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
-        known = force_field.error_model
-        return Point(
-            name="",
-            atoms=atoms,
-            energy=energy,
-            largest=largest,
-            count=count,
-            modes=modes_of(force_field, atoms),
-            outside=next(iter(force_field.outside(positions, self.cell)), None),
-            uncertainty=None if known is None else force_field.uncertainty(positions, self.cell),
-            usual=math.inf if known is None else known.usual,
-        )
 
     def named(self, letter: str, points: list[Point]) -> list[Point]:
         """Points with names and without duplicates, whose counts are summed up; lowest first, marked ones last."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from ase import Atoms, units
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from ..dataset import Dataset
 from ..force_field import ForceField
@@ -107,6 +108,26 @@ class Point:
     def deviation(self) -> float:
         """Root mean square of the standard deviations of the forces, eV/Å; NaN where they are not known."""
         return math.nan if self.uncertainty is None else float(np.sqrt((self.uncertainty.forces**2).mean()))
+
+
+def point_at(force_field: ForceField, atoms: Atoms, positions: np.ndarray, largest: float, count: int) -> Point:
+    """What a force field says of a stationary point, as yet without a name."""
+    atoms, cell = atoms.copy(), atoms.cell.array if force_field.is_periodic else None
+    atoms.positions = positions
+    energy, forces, _ = force_field.predict(positions, cell)
+    atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
+    known = force_field.error_model
+    return Point(
+        name="",
+        atoms=atoms,
+        energy=energy,
+        largest=largest,
+        count=count,
+        modes=modes_of(force_field, atoms),
+        outside=next(iter(force_field.outside(positions, cell)), None),
+        uncertainty=None if known is None else force_field.uncertainty(positions, cell),
+        usual=math.inf if known is None else known.usual,
+    )
 
 
 class Astray(NamedTuple):

@@ -1,6 +1,7 @@
 """Relaxation of many geometries in one batch."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -11,13 +12,15 @@ from torch import Tensor
 
 from ..dynamics.forces import BatchedForces, batched
 from ..errors import DataError, DeviceError, MemoryBudgetError, MissingExtraError, ModelMismatchError
+from ..minima import check_free
 from ..progress import progress_bar
 from .optimisers import OPTIMISERS
 
 NOT_OF_A_GEOMETRY = (DeviceError, MemoryBudgetError, MissingExtraError, ModelMismatchError, torch.OutOfMemoryError)
 
 
-class Relaxed(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Relaxed:
     """Where M geometries came to.
 
     Attributes
@@ -85,18 +88,31 @@ def relax_many(
     """
     start = checked_starts(atoms, positions, device)
     check_optimisation(fmax, max_steps, optimiser)
-    forces_at = forces_of(source, atoms)
-    batch = Batch(start, OPTIMISERS[optimiser](start))
-    with progress_bar("relaxing", progress) as bar:
-        for step in range(max_steps + 1):
-            energy, forces = forces_at(batch.current)
-            done = batch.note(energy, forces, fmax, step)
-            if bar:
-                bar(int(len(start) - (~done).sum()), len(start), f"step {step}")
-            if bool(done.all()) or step == max_steps:
-                break
-            batch.move(forces)
-    return batch.result()
+    forces_at, batch = forces_of(source, atoms), Batch(start, OPTIMISERS[optimiser](start))
+    batch.travel(lambda step: Look(*forces_at(batch.current)), fmax, max_steps, "relaxing", progress)
+    return Relaxed(**batch.arrays())
+
+
+class Look(NamedTuple):
+    """What is seen from where m geometries are on their way.
+
+    Attributes
+    ----------
+    energy : (m,) tensor, eV
+    forces : (m, N, 3) tensor, eV/Å
+        By which it is judged whether they have arrived; NaN where these fail.
+    may_end : (m,) bool tensor, or True
+    along : (m, N, 3) tensor, optional
+        The part of the forces that the optimiser follows; by default all.
+    more : (m, N, 3) tensor, Å, optional
+        Displacements besides those of the optimiser.
+    """
+
+    energy: Tensor
+    forces: Tensor
+    may_end: Tensor | bool = True
+    along: Tensor | None = None
+    more: Tensor | None = None
 
 
 class Batch:
@@ -114,27 +130,43 @@ class Batch:
         """Positions of those on their way."""
         return self.positions[self.here]
 
-    def note(self, energy: Tensor, forces: Tensor, fmax: float, step: int, may_end: Tensor | bool = True) -> Tensor:
-        """Take in what the forces are; of those on their way, which are done, or have failed."""
-        largest = torch.linalg.vector_norm(forces, dim=2).amax(1)
-        self.energy[self.here], self.largest[self.here], self.steps[self.here] = energy, largest, step
-        self.done = ((largest <= fmax) & may_end) | ~largest.isfinite()
-        return self.done
+    def travel(
+        self, look: Callable[[int], Look], fmax: float, max_steps: int, description: str, progress: bool
+    ) -> None:
+        """Look, and take a step, until all are done."""
+        with progress_bar(description, progress) as bar:
+            for step in range(max_steps + 1):
+                seen = look(step)
+                self._note(seen, fmax, step)
+                if bar:
+                    bar(int(len(self.positions) - (~self.done).sum()), len(self.positions), f"step {step}")
+                if bool(self.done.all()) or step == max_steps:
+                    return
+                self._move(seen)
 
-    def move(self, forces: Tensor, more: Tensor | float = 0.0) -> None:
-        """A step along forces (M, N, 3) of all that are not done, and another displacement (M, N, 3)."""
+    def _note(self, seen: Look, fmax: float, step: int) -> None:
+        """Which of those on their way are done, or have failed."""
+        largest = torch.linalg.vector_norm(seen.forces, dim=2).amax(1)
+        self.energy[self.here], self.largest[self.here], self.steps[self.here] = seen.energy, largest, step
+        self.done = ((largest <= fmax) & seen.may_end) | ~largest.isfinite()
+
+    def _move(self, seen: Look) -> None:
+        """A step of all that are not done."""
         stay = ~self.done
         if not bool(stay.all()):
             self.here = self.here[stay]
             self.optimiser.keep(stay)
-        more = more[stay] if isinstance(more, Tensor) else more
-        self.positions[self.here] += self.optimiser.step(forces[stay]) + more
+        along = seen.forces if seen.along is None else seen.along
+        step = self.optimiser.step(along[stay])
+        self.positions[self.here] += step if seen.more is None else step + seen.more[stay]
 
-    def result(self) -> Relaxed:
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What `Relaxed` has."""
         converged = torch.ones_like(self.steps, dtype=torch.bool)
         converged[self.here] = self.done
         converged &= self.largest.isfinite()
-        return Relaxed(*(t.cpu().numpy() for t in (self.positions, self.energy, self.largest, converged, self.steps)))
+        found = {name: getattr(self, name) for name in ("positions", "energy", "largest", "steps")}
+        return {name: value.cpu().numpy() for name, value in (found | {"converged": converged}).items()}
 
 
 def forces_of(source: object, atoms: Atoms) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
@@ -183,11 +215,7 @@ def checked_starts(atoms: Atoms, positions: ArrayLike | Tensor, device: str) -> 
     ------
     DataError
     """
-    if atoms.constraints:
-        raise DataError(
-            f"the atoms have constraints ({', '.join(type(c).__name__ for c in atoms.constraints)}); remove them, or "
-            "relax one by one with ASE's optimisers"
-        )
+    check_free(atoms)
     given = positions if isinstance(positions, Tensor) else torch.tensor(np.asarray(positions, dtype=float))
     start = given.to(device, torch.float64)
     if start.ndim != 3 or start.shape[1:] != (len(atoms), 3) or not len(start):

@@ -5,10 +5,10 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-import ase.io
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from ..io import write_frames
 from ..npz import check_writable, whole_file
 from .points import UNKNOWN, Landscape, Point
 
@@ -121,10 +121,7 @@ def _labelled(point: Point) -> Atoms:
     if point.uncertainty is not None:
         atoms.info["energy_deviation"] = float(point.uncertainty.energy)
         atoms.arrays["forces_deviation"] = point.uncertainty.forces
-    return _with_texts(atoms, {"mark": point.mark, "ends": " ".join(point.ends or ())})
-
-
-def _with_texts(atoms: Atoms, texts: dict[str, str]) -> Atoms:
+    texts = {"mark": point.mark, "ends": " ".join(point.ends or ())}
     atoms.info |= {name: text for name, text in texts.items() if text}
     return atoms
 
@@ -136,7 +133,7 @@ def write_points(points: list[Point], path: str | Path) -> None:
     ------
     OutputError
     """
-    write_atoms(as_atoms(points), path)
+    write_frames(as_atoms(points), path)
 
 
 def write_unconverged(landscape: Landscape, path: str | Path) -> None:
@@ -146,10 +143,4 @@ def write_unconverged(landscape: Landscape, path: str | Path) -> None:
     for positions, largest in zip(*landscape.unconverged, strict=True):
         frames.append(Atoms(template.numbers, positions, cell=template.cell, pbc=template.pbc))
         frames[-1].info["largest_force"] = float(largest)
-    write_atoms(frames, path)
-
-
-def write_atoms(frames: list[Atoms], path: str | Path) -> None:
-    """Extended XYZ, in whole or not at all."""
-    with whole_file(check_writable(path)) as partial:
-        ase.io.write(partial, frames, format="extxyz")
+    write_frames(frames, path)

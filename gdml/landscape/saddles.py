@@ -1,7 +1,7 @@
 """Saddle points, found from many geometries in one batch by following their softest modes."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,9 +11,8 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..geometry import rigid_motions
-from ..progress import progress_bar
 from .optimisers import OPTIMISERS
-from .relaxation import Batch, check_optimisation, checked_starts, forces_of
+from .relaxation import Batch, Look, Relaxed, check_optimisation, checked_starts, forces_of
 
 LENGTH = 0.01  # Å, between two geometries whose forces' difference is a product with the Hessian
 FIRST, LATER = 12, 3  # improvements of a mode, at the beginning and at each step
@@ -21,30 +20,18 @@ SHORTEST, LONGEST = 0.05, 0.15  # Å, along a mode, of all atoms together; the f
 TINY = 1e-8  # of a direction that is nothing new
 
 
-class Climbed(NamedTuple):
-    """Where M geometries came to.
+@dataclass(frozen=True, eq=False)
+class Climbed(Relaxed):
+    """Where M geometries came to, as in `Relaxed`; those that have converged have negative curvature, too.
 
     Attributes
     ----------
-    positions : (M, N, 3) array, Å
-    energy : (M,) array, eV
-        NaN where forces failed.
-    largest : (M,) array, eV/Å
-        The largest force on an atom.
-    converged : (M,) bool array
-        Also that the curvature is negative.
-    steps : (M,) int array
     modes : (M, N, 3) array
         The direction of least curvature, normalised.
     curvature : (M,) array, eV/Å²
         Along it.
     """
 
-    positions: np.ndarray
-    energy: np.ndarray
-    largest: np.ndarray
-    converged: np.ndarray
-    steps: np.ndarray
     modes: np.ndarray
     curvature: np.ndarray
 
@@ -78,7 +65,7 @@ def climb_many(
         Which atoms, their cell and what is periodic; their positions are not used.
     positions : (M, N, 3) array or tensor, Å
     modes : (M, N, 3) array or tensor
-        Guesses of modes, of any length. Up a slope, it is along them.
+        Guesses of modes, of any length; where there is no slope, a climb begins along them.
     fmax, max_steps, optimiser, device, progress
         As of `relax_many`.
 
@@ -99,20 +86,9 @@ def climb_many(
         raise DataError(f"modes must be {tuple(start.shape)} as positions, and not zero")
     batch = Batch(start, OPTIMISERS[optimiser](start))
     climber = _Climber(forces_of(source, atoms), not atoms.pbc.any(), given.flatten(1))
-    with progress_bar("climbing", progress) as bar:
-        for step in range(max_steps + 1):
-            energy, forces = climber.forces(batch.current)
-            climber.look(batch.here, batch.current, forces, LATER if step else FIRST)
-            curvature = climber.curvature[batch.here]
-            forces = torch.where(curvature.isnan()[:, None, None], torch.nan, forces)
-            done = batch.note(energy, forces, fmax, step, curvature < 0)
-            if bar:
-                bar(int(len(start) - (~done).sum()), len(start), f"step {step}")
-            if bool(done.all()) or step == max_steps:
-                break
-            batch.move(*climber.split(batch.here, forces))
-    curvature = climber.curvature.cpu().numpy()
-    return Climbed(*batch.result(), climber.modes.view_as(start).cpu().numpy(), curvature)
+    batch.travel(lambda step: climber.look(batch, LATER if step else FIRST), fmax, max_steps, "climbing", progress)
+    curvature, found = climber.curvature.cpu().numpy(), climber.modes.view_as(start).cpu().numpy()
+    return Climbed(**batch.arrays(), modes=found, curvature=curvature)
 
 
 class _Climber:
@@ -122,7 +98,16 @@ class _Climber:
         self.forces, self.rotations, self.modes = forces, rotations, modes
         self.curvature = torch.full_like(modes[:, 0], torch.nan)
 
-    def look(self, here: Tensor, positions: Tensor, forces: Tensor, repeats: int) -> None:
+    def look(self, batch: Batch, repeats: int) -> Look:
+        """Where those on their way stand, once their modes are improved."""
+        here, positions = batch.here, batch.current
+        energy, forces = self.forces(positions)
+        self._improve(here, positions, forces, repeats)
+        curvature = self.curvature[here]
+        forces = torch.where(curvature.isnan()[:, None, None], torch.nan, forces)
+        return Look(energy, forces, curvature < 0, *self._split(here, forces))
+
+    def _improve(self, here: Tensor, positions: Tensor, forces: Tensor, repeats: int) -> None:
         """Improve modes of some geometries, at the positions where they are now; curvature is NaN where forces fail."""
         inside = without_rigid_motions(positions, self.rotations)
 
@@ -139,14 +124,14 @@ class _Climber:
         self.modes[here] = torch.where(turned, -mode, mode)
         self.curvature[here] = torch.where(failed, torch.nan, curvature)
 
-    def split(self, here: Tensor, forces: Tensor) -> tuple[Tensor, Tensor]:
+    def _split(self, here: Tensor, forces: Tensor) -> tuple[Tensor, Tensor]:
         """Forces across the modes, and displacements along them."""
         modes, curvature = self.modes[here], self.curvature[here]
         along = (forces.flatten(1) * modes).sum(1)
         size = (along / curvature).abs()
         climbing = curvature > 0
         size = torch.where(climbing, size.clamp_min(SHORTEST), size).clamp_max(LONGEST)
-        # Uphill, or where the slope is nothing, on in the direction of the mode.
+        # Uphill, or where there is no slope, on in the direction of the mode.
         sign = torch.where(along.abs() > TINY, -along.sign(), 1.0)
         step = ((sign * size)[:, None] * modes).view_as(forces)
         return forces - (along[:, None] * modes).view_as(forces), step

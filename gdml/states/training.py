@@ -19,16 +19,14 @@ from ..dataset import Dataset
 from ..descriptors import Descriptor
 from ..energies import constant_of_energy
 from ..errors import DataError, FitError, ProcessError
-from ..force_field import ForceField
 from ..hardware import check_device, check_precision
 from ..hyperparameters import Chosen
 from ..kernels import RadialKernel
 from ..metric import can_learn
 from ..operators import Labels, TrainingOperator
-from ..plan import Plan, descriptors_of, labels_of, make_plan, number_of, symmetry_of
+from ..plan import Plan, assembled, descriptors_of, labels_of, make_plan, number_of, symmetry_of
 from ..processes import Shares, Team
 from ..progress import progress_bar
-from ..region import own_ranges
 from ..solution import ForceMonitor, Method, solve
 from ..symmetry import PermutationGroup
 from ..training import check_energies, find_hyperparameters, size_of
@@ -250,26 +248,7 @@ def _solve(
     jets = contraction(kernel, x, plan.action, plan.backend)
     operator = StatesOperator(jets, labels, chosen.noise, together.states.to(x.device), x.new_tensor(couplings))
     solution, account = solve(operator, method, ForceMonitor(expected=chosen.error), progress, Journal())
-    c, w = operator.dual_jets(solution)
-    shared = ForceField(
-        numbers=dataset.numbers,
-        descriptor=plan.descriptor,
-        group=plan.group,
-        kernel=kernel,
-        y=x.cpu().numpy(),
-        c=None if c is None else c.cpu().numpy(),
-        w=w.cpu().numpy(),
-        details={
-            "name": dataset.name,
-            "n_train": len(dataset),
-            "noise": chosen.noise,
-            "solver": account,
-            "use_stress": False,
-        },
-        ranges=own_ranges(plan.descriptor, plan.group, dataset),
-        devices=(str(plan.device),),
-        backend=plan.backend,
-    )
+    shared = assembled(plan, dataset, kernel, x, operator.dual_jets(solution), chosen.noise, account)
     return StatesForceField(shared, states, together.states.numpy(), couplings, together.means + labels.offset)
 
 
